@@ -1,0 +1,114 @@
+"""Reading arrays with Orbax when files may be damaged: one reason, the same verdict everywhere."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+NO_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)  # they accuse no file
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can't be written, or the ones in the folder can't be continued from."""
+
+
+class Damaged(CheckpointError):
+    """One step can't be restored; the text is the reason."""
+
+
+@contextlib.contextmanager
+def agreement() -> Iterator[None]:
+    """What fails inside on one process (each reads its own shards) refuses the step on all.
+
+    Raises:
+      Damaged: with this process's reason, if it has one.
+    """
+    damage = None
+    try:
+        yield
+    except NO_DAMAGE:
+        raise
+    except Exception as error:  # whatever a damaged file provokes: codecs, JSON, TensorStore
+        damage = str(error) or type(error).__name__
+    if jax.process_count() > 1:
+        anywhere = multihost_utils.process_allgather(np.asarray(damage is not None))
+        damage = damage or ("another process could not read it" if anywhere.any() else None)
+    if damage:
+        raise Damaged(damage)
+
+
+def _blame(error: BaseException | None, names: Sequence[str]) -> str:
+    """Orbax's long error in one line: the leaf or the file that could not be read, and why."""
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__ or error.__context__
+    whole = "\n".join(texts)
+    leaf = max((name for name in names if f"{name}/" in whole), key=len, default=None)
+    file = re.search(r'(?:decoding|reading) local file "([^"]+)"', whole)
+    what = f"leaf {leaf!r}" if leaf else "its arrays"
+    return f"{what} can't be read{f' (file {file[1]})' if file else ''}: {in_short(texts[-1])}"
+
+
+def in_short(text: str) -> str:
+    """The first line, without TensorStore's specification; a long one keeps its two ends."""
+    line = text.split("\n")[0].split(" [")[0]
+    return line if len(line) <= 300 else f"{line[:100]} … {line[-200:]}"
+
+
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """An event loop that ends what it began.
+
+    When one read fails Orbax closes its loop under the others, and each of these then raises where
+    nobody can catch it.
+    """
+
+    def close(self) -> None:
+        """Wait for the tasks that are left, then close."""
+        if not self.is_closed() and (left := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        super().close()
+
+
+@contextlib.contextmanager
+def _patient_loops() -> Iterator[None]:
+    """Within it, new event loops are patient ones; Orbax takes none as an argument."""
+    before = asyncio.new_event_loop
+    asyncio.new_event_loop = _PatientLoop
+    try:
+        yield
+    finally:
+        asyncio.new_event_loop = before
+
+
+def read_arrays(
+    folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct], *, partial: bool
+) -> dict[str, jax.Array]:
+    """The arrays `wanted` of one Orbax item; `partial` when it holds others as well.
+
+    By Orbax's handler: its manager would wait for the other processes, whose reads may have failed.
+
+    Raises:
+      Damaged: the text names the leaf or the file that can't be read.
+    """
+    args = ocp.args.PyTreeRestore(
+        dict(wanted),
+        restore_args=ocp.checkpoint_utils.construct_restore_args(dict(wanted)),
+        partial_restore=partial,
+    )
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        with _patient_loops():
+            return handler.restore(folder, args=args)
+    except NO_DAMAGE:
+        raise
+    except Exception as error:  # Orbax raises Exception itself, among others
+        raise Damaged(_blame(error, list(wanted))) from None
+    finally:
+        handler.close()

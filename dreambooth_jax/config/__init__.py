@@ -1,0 +1,43 @@
+"""Every setting of a run. `configs/*.py` start from `base_config()` and set only what differs."""
+
+from ml_collections import ConfigDict
+
+from dreambooth_jax.config.base import (
+    CHOICES,
+    RANGES,
+    RESULT_FREE_KEYS,
+    STAGE_KEYS,
+    base_config,
+    flatten,
+)
+from dreambooth_jax.config.checks import ConfigError, Problem, suggest, validate
+from dreambooth_jax.config.command_line import parse_flags
+from dreambooth_jax.config.derived import (
+    for_stage,
+    from_json,
+    resume_conflicts,
+    to_json,
+    trainable_rules,
+    variant,
+)
+
+__all__ = [
+    "CHOICES",
+    "RANGES",
+    "RESULT_FREE_KEYS",
+    "STAGE_KEYS",
+    "ConfigDict",
+    "ConfigError",
+    "Problem",
+    "base_config",
+    "flatten",
+    "for_stage",
+    "from_json",
+    "parse_flags",
+    "resume_conflicts",
+    "suggest",
+    "to_json",
+    "trainable_rules",
+    "validate",
+    "variant",
+]

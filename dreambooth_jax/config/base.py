@@ -1,0 +1,200 @@
+"""Every setting of a run with its meaning, unit and choices, and what is known about them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from dreambooth_jax.adapt import ADAPTERS
+from dreambooth_jax.diffusion.guidance import THRESHOLDS
+from dreambooth_jax.diffusion.sampler import SAMPLERS
+from dreambooth_jax.optim import LR_SCHEDULES, OPTIMIZERS
+
+
+def base_config() -> ConfigDict:
+    """All settings with their defaults, locked: files in `configs/` set only what differs.
+
+    `None` marks a setting that follows another one; the comment says which.
+    """
+    c = ConfigDict()
+    c.seed = 0  # of everything random: initial noise, time steps, rows drawn, class images
+    c.dtype = "float32"  # in which networks compute; trained parameters are float32 anyway
+    c.base_model = "embedded"  # "embedded", a diffusers folder, or a hub id
+    c.upscaler_model = "embedded"  # second stage of a cascade: the same choices, or "" for none
+    c.stages = ("base", "upscaler")  # what is fine-tuned, in this order
+
+    c.subject = ConfigDict()
+    c.subject.images = "embedded"  # folder with 3-5 photos of the subject, or "embedded"
+    c.subject.class_noun = "bird"  # what the subject is, one noun without article: "bird", "toy"
+    c.subject.identifier = "auto"  # the subject's own word, "zib"; "auto" finds a rare token
+    c.subject.strict = False  # an unusable file stops the run instead of being left out
+    c.subject.crops = 1  # crops per photo; 1 is the centre
+    c.subject.flip = False  # mirrored copies too; never for writing or one-sided things
+
+    c.prior_loss_weight = 1.0  # λ of Ruiz et al. 2022, eq. 2; 0 trains without class images
+    c.prior = ConfigDict()
+    c.prior.num_images = 64  # class images, drawn by the untouched base; about 1000 in the paper
+    c.prior.batch_size = 32  # images per sampler call, all devices together
+    c.prior.folder = ""  # where they are kept; "" is <workdir>/prior
+
+    c.train = ConfigDict()
+    c.train.num_steps = 1000  # optimizer steps of a stage
+    c.train.batch_size = 4  # rows per optimizer step: all devices, all accumulation, both kinds
+    c.train.prior_fraction = 0.5  # share of class rows among them, while λ > 0
+    c.train.accumulate = 1  # parts a batch is cut into, one after the other, to save memory
+    c.train.text_encoder = False  # train the text encoder as well; see `trainable_rules`
+    c.train.ema_decay = 0.0  # per optimizer step, of the averaged weights that are kept; 0 is off
+    c.train.max_bad_steps = 5  # non-finite steps in a row (each is skipped) before the run stops
+    c.train.log_every = 10  # optimizer steps between two lines of metrics.jsonl
+    c.train.sample_every = 0  # optimizer steps between prompt grids; 0: only before and after
+    c.train.checkpoint_every = 200  # optimizer steps between checkpoints; the last is always kept
+    c.train.max_to_keep = 2  # checkpoints of a stage that stay on disk
+
+    c.upscaler = ConfigDict()  # the second stage's own settings; None follows the first stage
+    c.upscaler.num_steps = config_dict.placeholder(int)  # optimizer steps, for train.num_steps
+    c.upscaler.batch_size = config_dict.placeholder(int)  # rows, for train.batch_size
+    c.upscaler.accumulate = config_dict.placeholder(int)  # parts, for train.accumulate
+    c.upscaler.learning_rate = config_dict.placeholder(float)  # for optim.learning_rate
+    c.upscaler.aug_level = 1  # noise on the low-res input, as a time step 0..999; low keeps detail
+    c.upscaler.sample_aug_level = config_dict.placeholder(int)  # when sampling; see `for_stage`
+
+    c.adapt = ConfigDict()
+    c.adapt.name = "full"  # how trainable and frozen leaves combine
+    c.adapt.train = (("unet/.*", True), (".*", False))  # path regex → train it? first match wins
+
+    c.optim = ConfigDict()
+    c.optim.name = "adamw"  # "adamw", "adafactor", "lion", "sgd"
+    c.optim.learning_rate = 1e-5  # the peak; the paper's for Imagen (5e-6 for Stable Diffusion)
+    c.optim.warmup_steps = 0  # optimizer steps of linear rise from 0
+    c.optim.schedule = "constant"  # after the warm-up: "constant", "cosine", "linear"
+    c.optim.final_fraction = 0.0  # of the peak, reached by "cosine" and "linear" at the last step
+    c.optim.b1 = 0.9  # decay of the first moment, per step
+    c.optim.b2 = 0.999  # decay of the second moment, per step
+    c.optim.eps = 1e-8  # added to the root of the second moment
+    c.optim.weight_decay = 1e-2  # decoupled, times the learning rate
+    c.optim.grad_clip = 1.0  # largest global norm of the gradient; 0 is off
+
+    c.loss = ConfigDict()
+    c.loss.min_snr_gamma = 0.0  # γ of min-SNR weighting (Hang et al. 2023 use 5); 0 is off
+
+    c.sampler = ConfigDict()
+    c.sampler.name = "ddpm"  # "ddpm" (ancestral), "ddim", "dpmpp_2m"
+    c.sampler.num_steps = 100  # time steps per image, base stage
+    c.sampler.guidance_scale = 7.0  # 1 is off; more follows the prompt more closely
+    c.sampler.threshold = "model"  # of x0_hat: "dynamic", "static", "none", or as its files say
+    c.sampler.upscaler_num_steps = 50  # time steps per image, upscaler stage
+    c.sampler.upscaler_guidance_scale = 4.0  # guidance of the upscaler stage
+
+    c.sample = ConfigDict()  # the prompt grid drawn before, during and after training
+    c.sample.prompts = (  # {subject} is "zib bird"; {identifier} and {class_noun} are its parts
+        "a {subject}",
+        "a {subject} in the forest",
+        "a {subject} on the beach",
+        "a {subject} in the snow",
+        "a {class_noun}",
+    )
+    c.sample.num_images = 2  # per prompt
+    c.sample.batch_size = 16  # images per sampler call, all devices together
+
+    c.mesh = ConfigDict()  # devices along each axis; their product is the number of devices
+    c.mesh.data = -1  # rows of a batch are split; -1 takes all devices that the others leave
+    c.mesh.fsdp = 1  # rows are split, and parameters and optimizer state as well
+    c.mesh.tensor = 1  # reserved for splitting single layers; only 1 so far
+    c.sharding = ConfigDict()
+    c.sharding.rules = ((".*", "fsdp"),)  # path regex → "fsdp" or "replicate"; first match wins
+    c.sharding.min_bytes = 4 * 2**20  # bytes; smaller leaves are replicated whatever the rule says
+
+    c.log = ConfigDict()
+    c.log.tensorboard = False  # event files in <workdir>/tensorboard as well (extra: tensorboard)
+    c.log.profile_steps = ()  # (first, last) step traced into <workdir>/profile; () is none
+    c.compile = ConfigDict()
+    c.compile.cache_dir = ""  # compiled programs; "" is the user's cache folder, "off" is none
+    c.export = ConfigDict()
+    c.export.dtype = "float16"  # of the exported weights: "float16", "bfloat16", "float32"
+    return c.lock()
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "dtype": ("float32", "bfloat16"),
+    "stages": ("base", "upscaler"),
+    "adapt.name": tuple(ADAPTERS),
+    "optim.name": tuple(OPTIMIZERS),
+    "optim.schedule": tuple(LR_SCHEDULES),
+    "sampler.name": tuple(SAMPLERS),
+    "sampler.threshold": tuple(THRESHOLDS),
+    "sharding.rules": ("fsdp", "replicate"),
+    "export.dtype": ("float16", "bfloat16", "float32"),
+}
+RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes the bound
+    "[1, inf)": (
+        "subject.crops",
+        "prior.batch_size",
+        "train.num_steps",
+        "train.batch_size",
+        "train.accumulate",
+        "train.max_bad_steps",
+        "train.log_every",
+        "train.checkpoint_every",
+        "train.max_to_keep",
+        "upscaler.num_steps",
+        "upscaler.batch_size",
+        "upscaler.accumulate",
+        "sampler.num_steps",
+        "sampler.upscaler_num_steps",
+        "sample.num_images",
+        "sample.batch_size",
+        "mesh.fsdp",
+    ),
+    "[0, inf)": (
+        "prior_loss_weight",
+        "prior.num_images",
+        "train.sample_every",
+        "optim.warmup_steps",
+        "optim.eps",
+        "optim.weight_decay",
+        "optim.grad_clip",
+        "loss.min_snr_gamma",
+        "sampler.guidance_scale",
+        "sampler.upscaler_guidance_scale",
+        "sharding.min_bytes",
+    ),
+    "(0, inf)": ("optim.learning_rate", "upscaler.learning_rate"),
+    "(0, 1)": ("train.prior_fraction",),
+    "[0, 1)": ("train.ema_decay", "optim.b1", "optim.b2"),
+    "[0, 1]": ("optim.final_fraction",),
+    "[0, 999]": ("upscaler.aug_level", "upscaler.sample_aug_level"),
+    "[1, 1]": ("mesh.tensor",),
+    "[0, 2147483647]": ("seed",),
+}
+STAGE_KEYS = {  # a key of the second stage → the key of the first stage that it stands in for
+    "upscaler.num_steps": "train.num_steps",
+    "upscaler.batch_size": "train.batch_size",
+    "upscaler.accumulate": "train.accumulate",
+    "upscaler.learning_rate": "optim.learning_rate",
+    "sampler.upscaler_num_steps": "sampler.num_steps",
+    "sampler.upscaler_guidance_scale": "sampler.guidance_scale",
+}
+# What may differ when a run is continued: nothing here changes a weight or a class image.
+RESULT_FREE_KEYS = (
+    "subject.strict",
+    "train.max_bad_steps",
+    "train.log_every",
+    "train.sample_every",
+    "train.checkpoint_every",
+    "train.max_to_keep",
+    "sample.*",
+    "log.*",
+    "compile.*",
+    "export.*",
+)
+
+
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key, `{"subject.images": "embedded", …}`, sorted by key."""
+    flat: dict[str, Any] = {}
+    for key, value in sorted(config.items()):
+        if isinstance(value, (ConfigDict, Mapping)):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,245 @@
+"""Checks of a configuration: all problems in one message, each with what to write instead."""
+
+import dataclasses
+import difflib
+import math
+import re
+import shlex
+import string
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dreambooth_jax.config.base import CHOICES, RANGES, STAGE_KEYS, base_config, flatten
+
+# What sample.prompts may hold in braces.
+TEMPLATE_FIELDS = ("subject", "identifier", "class_noun", "instance_prompt", "class_prompt")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the text is meant for the person who wrote it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One wrong setting: its key, what was found and expected, and what to write instead."""
+
+    key: str
+    found: Any
+    expected: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.found!r}: expected {self.expected}. {self.instead}"
+
+
+def validate(config: ConfigDict) -> None:
+    """Check keys, types, ranges, choices and combinations of a configuration.
+
+    Raises:
+      ConfigError: the message lists all problems, each with what to write instead.
+    """
+    raise_all(check(flatten(config)))
+
+
+def raise_all(problems: Sequence[Problem]) -> None:
+    """Raise one ConfigError for all problems together, nothing when there are none."""
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"{count} in the configuration:{lines}")
+
+
+def check(flat: Mapping[str, Any]) -> list[Problem]:
+    """The problems of settings by dotted key.
+
+    What is wrong by itself counts as the default in later checks, so that one mistake is told once.
+    """
+    base = base_config()
+    defaults = flatten(base)
+    sound = defaults | {key: value for key, value in flat.items() if key in defaults}
+    problems = [*_wrong_keys(flat, defaults)]
+    for step in (_wrong_types(sound, base), _wrong_ranges(sound), _wrong_values(sound)):
+        found = [*step]
+        problems += found
+        sound |= {problem.key: defaults[problem.key] for problem in found}
+    for problem in _wrong_together(sound):
+        if problem not in problems:  # both stages can stumble over the same key
+            problems.append(problem)
+    return problems
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """A sentence with the known word nearest to `word`, `Did you mean 'subject.images'?`, or ""."""
+    names = sorted(known)
+    leaves = {name: name.rpartition(".")[2] for name in names}
+    near = [name for name in names if leaves[name] == word]  # right, but without its group
+    near = near or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if not near:  # perhaps in the wrong group
+        leaf = word.rpartition(".")[2]
+        close = difflib.get_close_matches(leaf, sorted(set(leaves.values())), n=1, cutoff=0.7)
+        near = [name for name in names if leaves[name] in close]
+    return f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _write(key: str, value: Any) -> str:
+    """What to type to give `key` that value; `None` is the value of a key that is not set."""
+    text = str(value)
+    if shlex.quote(text) != text:
+        text = shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
+    return "Leave it out." if value is None else f"Write --config.{key}={text}."
+
+
+def _default(key: str) -> str:
+    return _write(key, flatten(base_config())[key])
+
+
+def _wrong_keys(flat: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[Problem]:
+    groups = {key.partition(".")[0] for key in defaults}
+    for key, value in flat.items():
+        if key not in defaults:
+            hint = suggest(key, groups | defaults.keys()) or "Remove it."
+            yield Problem(key, value, "a known key", hint)
+    for key, value in defaults.items():
+        if key not in flat:
+            yield Problem(key, None, "a value", _write(key, value))
+
+
+def _wrong_types(c: Mapping[str, Any], base: ConfigDict) -> Iterator[Problem]:
+    for key, default in flatten(base).items():
+        group, _, leaf = key.rpartition(".")
+        wanted = (base[group] if group else base).get_type(leaf)
+        whole = wanted is float and type(c[key]) is int
+        unset = c[key] is None and default is None
+        if type(c[key]) is not wanted and not whole and not unset:
+            kind = {tuple: "a tuple", int: "a whole number", float: "a number", str: "text"}
+            yield Problem(key, c[key], kind.get(wanted, "True or False"), _default(key))
+
+
+def _wrong_ranges(c: Mapping[str, Any]) -> Iterator[Problem]:
+    for interval, keys in RANGES.items():
+        low, high = map(float, interval[1:-1].split(","))
+        for key in keys:
+            value = c[key]
+            if value is None:
+                continue
+            above = value >= low if interval[0] == "[" else value > low
+            below = value <= high if interval[-1] == "]" else value < high
+            if not (above and below):  # also when it is not a number at all
+                yield Problem(key, value, f"a number in {interval}", _default(key))
+
+
+def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
+    for key, known in CHOICES.items():
+        if isinstance(c[key], str) and c[key] not in known:
+            hint = suggest(c[key], known) or _default(key)
+            if (key, c[key]) == ("dtype", "float16"):
+                hint = "float16 would need loss scaling. Write --config.dtype=bfloat16."
+            yield Problem(key, c[key], f"one of {', '.join(map(repr, known))}", hint)
+
+    for key in ("base_model", "subject.images"):
+        if not c[key].strip():
+            yield Problem(key, c[key], "'embedded', a folder or a hub id", _default(key))
+    if c["mesh.data"] < 1 and c["mesh.data"] != -1:
+        yield Problem(
+            "mesh.data", c["mesh.data"], "1 or more, or -1 for all", _default("mesh.data")
+        )
+
+    stages = c["stages"]
+    if stages not in (("base", "upscaler"), ("base",), ("upscaler",)):
+        words = " ".join(map(str, stages)).replace(",", " ").split()
+        near = " ".join(suggest(word, CHOICES["stages"]) for word in words)
+        order = tuple(known for known in CHOICES["stages"] if known in words + near.split("'"))
+        expected = "'base', 'upscaler' or both, in this order"
+        yield Problem("stages", stages, expected, _write("stages", order or ("base",)))
+
+    tables: dict[str, Sequence[Any]] = {"adapt.train": (True, False)}
+    tables["sharding.rules"] = CHOICES["sharding.rules"]
+    for key, values in tables.items():
+        if reason := _wrong_rules(c[key], values):
+            yield Problem(key, c[key], f"pairs (regex, value): {reason}", _default(key))
+
+    steps = c["log.profile_steps"]
+    whole = all(type(step) is int for step in steps)
+    if steps and not (whole and len(steps) == 2 and 0 <= steps[0] < steps[1]):
+        expected = "(first, last) with first < last, or ()"
+        example = _write("log.profile_steps", (10, 13))
+        yield Problem("log.profile_steps", steps, expected, example)
+
+    yield from _wrong_names(c)
+    yield from _wrong_prompts(c["sample.prompts"])
+
+
+def _wrong_rules(rules: Sequence[Any], values: Sequence[Any]) -> str:
+    """What is wrong with a table of (regex, value), "" when nothing is."""
+    for rule in rules:
+        if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)):
+            return f"{rule!r} is no such pair"
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            return f"{rule[0]!r} is no regular expression, {error}"
+        if type(rule[1]) is not type(values[0]) or rule[1] not in values:
+            return f"{rule[1]!r} is not one of {', '.join(map(repr, values))}"
+    return "" if rules and rules[-1][0] == ".*" else "the last regex must be '.*'"
+
+
+def _wrong_names(c: Mapping[str, Any]) -> Iterator[Problem]:
+    key, noun = "subject.class_noun", c["subject.class_noun"]
+    article = re.match(r"(an?|the)\s+(?=\S)", noun, re.IGNORECASE)
+    if article:
+        yield Problem(key, noun, "a noun without article", _write(key, noun[article.end() :]))
+    elif not re.fullmatch(r"[^\W_]([\w' -]*[^\W_])?", noun):
+        yield Problem(key, noun, "a noun, such as 'dog' or 'teddy bear'", _write(key, "toy"))
+
+    key, identifier = "subject.identifier", c["subject.identifier"]
+    if not re.fullmatch(r"[^\W_]+|<[\w-]+>", identifier):
+        yield Problem(key, identifier, "'auto' or one word of letters and digits", _default(key))
+    elif identifier != "auto" and noun and noun.lower() in identifier.lower():
+        yield Problem(key, identifier, f"a word without the noun {noun!r} in it", _default(key))
+
+
+def _wrong_prompts(prompts: Sequence[Any]) -> Iterator[Problem]:
+    key = "sample.prompts"
+    if not prompts:
+        yield Problem(key, prompts, "at least one prompt", _write(key, ("a {subject}",)))
+    expected = f"text with only {', '.join(f'{{{name}}}' for name in TEMPLATE_FIELDS)} in braces"
+    for prompt in prompts:
+        try:
+            fields = {field for _, field, _, _ in string.Formatter().parse(prompt)} - {None}
+        except (ValueError, TypeError):  # a lone brace; not text at all
+            yield Problem(key, prompt, expected, "Write {{ or }} for a brace that is meant.")
+            continue
+        for field in sorted(str(field) for field in fields.difference(TEMPLATE_FIELDS)):
+            hint = suggest(field, TEMPLATE_FIELDS) or "Write {subject}."
+            yield Problem(key, prompt, expected, hint)
+        if "[V]" in prompt:
+            yield Problem(key, prompt, expected, "Write {subject} for the paper's [V] [class].")
+
+
+def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
+    if c["prior_loss_weight"] > 0 and c["prior.num_images"] == 0:
+        expected = f"class images, because prior_loss_weight is {c['prior_loss_weight']}"
+        instead = "Write --config.prior.num_images=64, or --config.prior_loss_weight=0."
+        yield Problem("prior.num_images", 0, expected, instead)
+    if "upscaler" in c["stages"] and not c["upscaler_model"].strip():
+        expected = "a model, because stages has 'upscaler'"
+        instead = f"{_default('upscaler_model')} Or: {_write('stages', ('base',))}"
+        yield Problem("upscaler_model", c["upscaler_model"], expected, instead)
+
+    for stage in c["stages"]:
+        own = {first: key for key, first in STAGE_KEYS.items() if c[key] is not None}
+        if stage == "base":
+            own = {}
+        batch, parts, steps = (
+            own.get(key, key) for key in ("train.batch_size", "train.accumulate", "train.num_steps")
+        )
+        if c[batch] % c[parts]:
+            whole = math.ceil(c[batch] / c[parts]) * c[parts]
+            expected = f"a multiple of {parts} = {c[parts]}"
+            yield Problem(batch, c[batch], expected, _write(batch, whole))
+        key = "optim.warmup_steps"
+        if c[key] > c[steps]:
+            expected = f"at most {steps} = {c[steps]}"
+            yield Problem(key, c[key], expected, _write(key, c[steps] // 10))

@@ -1,0 +1,83 @@
+"""What follows from a configuration: a stage's settings, `config.json`, whether a run may go on."""
+
+import fnmatch
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dreambooth_jax.config.base import RESULT_FREE_KEYS, STAGE_KEYS, base_config, flatten
+from dreambooth_jax.config.checks import ConfigError, check, raise_all, suggest
+
+
+def for_stage(config: ConfigDict, stage: str) -> ConfigDict:
+    """The settings of one stage: those of the second stage stand where the first stage's are read.
+
+    `upscaler.sample_aug_level` becomes a number: left at `None` it is the level of the fine-tuning,
+    or, when the upscaler stays as it was, 250, the level at which IF's pipeline samples.
+    """
+    stage_config = config.copy_and_resolve_references()
+    flat = flatten(config)
+    if stage == "upscaler":
+        chosen = {first: flat[key] for key, first in STAGE_KEYS.items() if flat[key] is not None}
+        stage_config.update_from_flattened_dict(chosen)
+    if flat["upscaler.sample_aug_level"] is None:
+        trained = "upscaler" in config.stages
+        stage_config.upscaler.sample_aug_level = config.upscaler.aug_level if trained else 250
+    return stage_config.lock()
+
+
+def trainable_rules(config: ConfigDict) -> tuple[tuple[str, bool], ...]:
+    """`adapt.train`, after a rule for the text encoder when `train.text_encoder` asks for it."""
+    extra = (("text_encoder/.*", True),) if config.train.text_encoder else ()
+    return extra + tuple(config.adapt.train)
+
+
+def variant(arg: str, known: Sequence[str]) -> str:
+    """The word after the colon of `--config=file.py:word`, "" when there is none.
+
+    Raises:
+      ConfigError: the file knows no such word.
+    """
+    if arg and arg not in known:
+        raise ConfigError(f"no variant {arg!r}, only {', '.join(known)}. {suggest(arg, known)}")
+    return arg
+
+
+def to_json(config: ConfigDict) -> str:
+    """The configuration as text for `config.json`; `from_json` reads it back."""
+    return json.dumps(config.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """A locked configuration from the text of a `config.json`; a key that it lacks has its default.
+
+    Raises:
+      ConfigError: the text is no JSON object, or holds a setting that `validate` refuses.
+    """
+    try:
+        flat = {key: _tuples(value) for key, value in flatten(json.loads(text)).items()}
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"config.json is not a JSON object: {error}") from error
+    config = base_config()
+    merged = flatten(config) | flat
+    raise_all(check(merged))
+    config.update_from_flattened_dict(merged)
+    return config
+
+
+def resume_conflicts(saved: ConfigDict, now: ConfigDict) -> list[str]:
+    """One line for each setting that differs and would change the result of a continued run."""
+    before, after = flatten(saved), flatten(now)
+    return [
+        f"{key}: the run was started with {before.get(key)!r}, now it is {after.get(key)!r}"
+        for key in before | after
+        if before.get(key) != after.get(key)
+        and not any(fnmatch.fnmatchcase(key, pattern) for pattern in RESULT_FREE_KEYS)
+    ]
+
+
+def _tuples(value: Any) -> Any:
+    """Lists of a JSON file as the tuples they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,1 @@
+"""Photos and prompts as arrays: numpy and Pillow only."""

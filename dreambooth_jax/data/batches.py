@@ -1,0 +1,76 @@
+"""The subject's source of the train loop: photo rows and class rows, a function of the step alone."""
+
+import dataclasses
+
+import numpy as np
+
+from dreambooth_jax import rng
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Pictures float32 `[N,H,W,C]` in [-1, 1], and for an upscaler the low-res one beside each, `[N,h,w,C]`."""
+
+    pixels: np.ndarray
+    low_res: np.ndarray | None = None
+
+    def with_mirrored(self) -> "Pictures":
+        """These pictures, then the same mirrored left to right."""
+        low = None if self.low_res is None else np.concatenate([self.low_res, self.low_res[:, :, ::-1]])
+        return Pictures(np.concatenate([self.pixels, self.pixels[:, :, ::-1]]), low)
+
+
+def split_rows(batch_size: int, *, prior_fraction: float) -> tuple[int, int]:
+    """(subject rows, class rows) of a batch: at least one of each when there are class rows at all.
+
+    Raises:
+      ValueError: a batch of one row cannot hold both kinds.
+    """
+    if prior_fraction == 0:
+        return batch_size, 0
+    if batch_size < 2:
+        raise ValueError(
+            f"train.batch_size = {batch_size} leaves no row for class images. Set it to 2 or more, or "
+            "prior_loss_weight = 0 to train without prior preservation."
+        )
+    prior = min(max(round(batch_size * prior_fraction), 1), batch_size - 1)
+    return batch_size - prior, prior
+
+
+@dataclasses.dataclass(frozen=True)
+class SubjectBatches:
+    """Batches of photos and class images; works for any number of either.
+
+    Each kind walks through its pictures in an order shuffled anew each round, so all are seen equally often.
+    """
+
+    subject: Pictures
+    prior: Pictures | None
+    batch_size: int
+    prior_fraction: float
+    instance_row: int
+    class_row: int
+    seed: int
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """`mean` `[B,H,W,C]`, `prompt` `[B]`, `is_prior` `[B]`, and `low_res` `[B,h,w,C]` where there is one."""
+        counts = split_rows(self.batch_size, prior_fraction=0 if self.prior is None else self.prior_fraction)
+        chosen = [self._walk("subject", len(self.subject.pixels), step, counts[0])]
+        kinds = [self.subject]
+        if self.prior is not None:
+            chosen.append(self._walk("prior", len(self.prior.pixels), step, counts[1]))
+            kinds.append(self.prior)
+        is_prior = np.repeat([False, True], counts)
+        batch = {
+            "mean": np.concatenate([kind.pixels[rows] for kind, rows in zip(kinds, chosen, strict=True)]),
+            "prompt": np.where(is_prior, self.class_row, self.instance_row).astype(np.int32),
+            "is_prior": is_prior,
+        }
+        low = [kind.low_res[rows] for kind, rows in zip(kinds, chosen, strict=True) if kind.low_res is not None]
+        return batch | ({"low_res": np.concatenate(low)} if low else {})
+
+    def _walk(self, kind: str, size: int, step: int, count: int) -> np.ndarray:
+        """Positions step·count … of an endless walk through rounds of `size` shuffled pictures."""
+        places = np.arange(step * count, (step + 1) * count)
+        rounds = {r: rng.generator(self.seed, "round", kind, int(r)).permutation(size) for r in set(places // size)}
+        return np.array([rounds[place // size][place % size] for place in places], np.int64)

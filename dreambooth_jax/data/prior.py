@@ -1,0 +1,203 @@
+"""The class images of prior preservation: made once by the untouched base, kept as PNG beside a manifest.
+
+A folder is used again only when its manifest says that it would come out the same: same prompt, seed, sampler and base
+weights. It grows in blocks: a run that was killed in the middle goes on with the next block, and the images are
+those of a run that was not. Black, constant or non-finite images are drawn again from another seed, and counted.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from dreambooth_jax import rng
+
+MANIFEST = "manifest.json"
+LOW_RES = "low_res"  # sub-folder with what the base stage made, when an upscaler made the images themselves
+MAX_ATTEMPTS = 5
+# Standard deviation in grey levels below which a picture shows nothing.
+_EMPTY_BELOW = 2.0
+
+# seeds -> uint8 pictures of each stage in order, `[n,H,W,3]`
+Draw = Callable[[Sequence[int]], Sequence[np.ndarray]]
+
+
+class PriorError(ValueError):
+    """The class images cannot be used, or cannot be made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """uint8 class images `[M,H,W,3]`, what the base stage made of them (or None), how many were drawn again."""
+
+    images: np.ndarray
+    low_res: np.ndarray | None
+    redone: int
+
+
+def seed_of(seed: int, index: int, attempt: int) -> int:
+    """The seed of class image `index`, 32 bits."""
+    return int(rng.generator(seed, "class image", index, attempt).integers(2**32, dtype=np.uint32))
+
+
+def is_empty(picture: np.ndarray) -> bool:
+    """A picture `[H,W,3]` that shows nothing: (nearly) one colour, which is also what non-finite values become."""
+    return bool(picture.astype(np.float32).std(axis=(0, 1)).max() < _EMPTY_BELOW)
+
+
+def make_or_reuse(
+    folder: str | os.PathLike[str],
+    *,
+    num_images: int,
+    block: int,
+    made_by: Mapping[str, Any],
+    seed: int,
+    draw: Draw,
+    writes: bool = True,
+) -> Prior:
+    """`num_images` class images in `folder`, drawing only those that are not there yet.
+
+    Args:
+      block: images per call of `draw`; whole blocks are drawn, so that resuming changes nothing.
+      made_by: what determines the images (prompt, sampler, fingerprints), JSON-able; kept in the manifest.
+      writes: whether this process writes files (one of several does).
+
+    Raises:
+      PriorError: the folder was made by something else, or holds foreign files, or images stay empty.
+    """
+    folder = Path(folder)
+    made_by = json.loads(json.dumps(dict(made_by, seed=seed, block=block)))
+    entries = _known(folder, made_by)
+    stages: int | None = None
+    blocks: list[list[np.ndarray]] = []
+    for start in range(0, num_images, block):
+        indices = list(range(start, start + block))
+        kept = [_read(folder, entries.get(_name(i))) for i in indices[: num_images - start]]
+        if all(picture is not None for picture in kept):
+            pictures = [np.stack(column) for column in zip(*filter(None, kept), strict=True)]
+        else:
+            pictures, attempts = _draw_block(indices, seed=seed, draw=draw)
+            pictures = [column[: num_images - start] for column in pictures]
+            if writes:
+                entries |= _write(folder, indices[: num_images - start], pictures, attempts, seed)
+                _write_manifest(folder, made_by, entries)
+        stages = len(pictures)
+        blocks.append(pictures)
+    columns = [np.concatenate(column) for column in zip(*blocks, strict=True)]
+    redone = sum(entry["attempt"] for name, entry in entries.items() if name < _name(num_images))
+    if redone:
+        logging.warning("prior: %d class images came out empty and were drawn again", redone)
+    return Prior(columns[-1], columns[0] if stages and stages > 1 else None, redone)
+
+
+def _name(index: int) -> str:
+    return f"{index:05d}.png"
+
+
+def _known(folder: Path, made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The manifest's entries, when it was made by the same means; an empty one for an empty folder."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        foreign = sorted(p.name for p in folder.iterdir() if p.suffix != ".tmp") if folder.is_dir() else []
+        if [name for name in foreign if name != LOW_RES]:
+            raise PriorError(
+                f"{folder} holds {len(foreign)} files (the first is {foreign[0]!r}) but no {MANIFEST}: it was not made by "
+                "this program, so nobody knows by which model. Set prior.folder to another folder, or empty this one."
+            )
+        return {}
+    try:
+        manifest = json.loads(file.read_text())
+        before, entries = manifest["made_by"], manifest["images"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PriorError(f"{file} cannot be read ({error}). Delete {folder} to make the images anew.") from error
+    different = [key for key in sorted(before | made_by) if before.get(key) != made_by.get(key)]
+    if different:
+        lines = "".join(f"\n  {key}: then {before.get(key)!r}, now {made_by.get(key)!r}" for key in different)
+        raise PriorError(
+            f"the class images in {folder} were made in another way:{lines}\n"
+            "Put the settings back, set prior.folder to another folder, or delete this one."
+        )
+    return dict(entries)
+
+
+def _read(folder: Path, entry: Mapping[str, Any] | None) -> list[np.ndarray] | None:
+    """The pictures of one entry in order of the stages, or None when one is missing or not what was written."""
+    if entry is None:
+        return None
+    pictures = []
+    for name, digest in entry["files"].items():
+        try:
+            with Image.open(folder / name) as image:
+                picture = np.asarray(image.convert("RGB"))
+        except OSError:
+            picture = None
+        if picture is None or _digest(picture) != digest:
+            logging.warning("prior: %s is missing or was changed; it is made again", folder / name)
+            return None
+        pictures.append(picture)
+    return pictures
+
+
+def _draw_block(
+    indices: Sequence[int], *, seed: int, draw: Draw
+) -> tuple[list[np.ndarray], dict[int, int]]:
+    """Pictures of each stage for `indices`, empty ones drawn again, and the attempt that each one took."""
+    attempts = dict.fromkeys(indices, 0)
+    pictures = [np.array(column) for column in draw([seed_of(seed, i, 0) for i in indices])]
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        empty = [k for k in range(len(indices)) if any(is_empty(column[k]) for column in pictures)]
+        if not empty:
+            return pictures, attempts
+        # The whole block again, so that an image does not depend on which others failed.
+        again = draw([seed_of(seed, i, attempt) for i in indices])
+        for k in empty:
+            attempts[indices[k]] = attempt
+            for column, new in zip(pictures, again, strict=True):
+                column[k] = new[k]
+    raise PriorError(
+        f"class images {[indices[k] for k in empty]} are black, of one colour or not finite after {MAX_ATTEMPTS} attempts. "
+        "The base model or its sampler is broken: try sampler.threshold='dynamic', a lower sampler.guidance_scale, "
+        "or dtype='float32'."
+    )
+
+
+def _digest(picture: np.ndarray) -> str:
+    return hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()
+
+
+def _write(
+    folder: Path,
+    indices: Sequence[int],
+    pictures: Sequence[np.ndarray],
+    attempts: Mapping[int, int],
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Writes one block and returns its entries; a file appears whole or not at all."""
+    entries = {}
+    for k, index in enumerate(indices):
+        files = {}
+        for stage, column in enumerate(pictures):
+            name = _name(index) if stage == len(pictures) - 1 else f"{LOW_RES}/{_name(index)}"
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".tmp")
+            Image.fromarray(column[k]).save(part, format="PNG")
+            part.replace(file)
+            files[name] = _digest(column[k])
+        attempt = attempts[index]
+        entries[_name(index)] = {"files": files, "seed": seed_of(seed, index, attempt), "attempt": attempt}
+    return entries
+
+
+def _write_manifest(folder: Path, made_by: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+    part = folder / f"{MANIFEST}.tmp"
+    content = {"made_by": made_by, "redone": sum(e["attempt"] > 0 for e in entries.values()), "images": dict(entries)}
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(folder / MANIFEST)

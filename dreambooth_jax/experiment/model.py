@@ -1,0 +1,39 @@
+"""The base model of a run: its stages, and their weights on the mesh."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dreambooth_jax import tree
+from dreambooth_jax.pipeline import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The stages of a base model by kind, their weights, and the fingerprints of the untouched weights.
+
+    UNets are on the mesh; a text encoder that is not trained stays on the host, since its work is done once.
+    """
+
+    stages: Mapping[str, Stage]
+    weights: Mapping[str, tree.Flat]
+    fingerprints: Mapping[str, str]
+    mesh: Mesh
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The stages there are, in the order in which a picture passes them."""
+        return tuple(self.stages)
+
+    def with_weights(self, kind: str, flat: tree.Flat) -> "Model":
+        """The same model with other weights in one stage."""
+        return dataclasses.replace(self, weights={**self.weights, kind: flat})
+
+
+def compute_dtype(config: ConfigDict) -> Any:
+    """The dtype in which networks compute."""
+    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]

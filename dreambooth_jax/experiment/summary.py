@@ -1,0 +1,152 @@
+"""What a run tells in the end: `report.html` and the model card."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dreambooth_jax import __version__, report, tree
+from dreambooth_jax import config as configs
+from dreambooth_jax.data.prior import Prior
+from dreambooth_jax.data.subject import Subject
+from dreambooth_jax.experiment.model import Model
+from dreambooth_jax.experiment.painter import prompts_of, read_grid
+from dreambooth_jax.experiment.workdir import Workdir
+
+_SHOWN_CLASS_IMAGES = 24
+
+
+def model_card(config: ConfigDict, subject: Subject, kind: str) -> dict[str, Any]:
+    """The lines of an export's README."""
+    c = configs.for_stage(config, kind)
+    tuned = kind in config.stages
+    return {
+        "base model": config.base_model if kind == "base" else config.upscaler_model,
+        "instance prompt": subject.instance_prompt,
+        "class prompt": subject.class_prompt,
+        "fine-tuned": f"{c.train.num_steps} steps of {c.train.batch_size} rows" if tuned else "no, as the base model",
+        "learning rate": c.optim.learning_rate if tuned else "none",
+        "prior_loss_weight": config.prior_loss_weight,
+        "class images": config.prior.num_images if config.prior_loss_weight else 0,
+        "seed": config.seed,
+    }
+
+
+def grids_of(config: ConfigDict, workdir: Workdir, prompts: tuple[str, ...]) -> dict[str, list[list[np.ndarray]]]:
+    """The prompt grids of the run in order: before, over training, after."""
+    labels = ["before"]
+    for kind in config.stages:
+        labels += sorted(p.name for p in workdir.samples.glob(f"{kind}-*"))
+    return {
+        label: read_grid(workdir.samples / label, prompts=len(prompts), count=config.sample.num_images)
+        for label in [*labels, "after"]
+    }
+
+
+def write(config: ConfigDict, workdir: Workdir, model: Model, subject: Subject, prior: Prior | None) -> Path:
+    """Writes `report.html`, the last file of a run, and returns its path."""
+    prompts = prompts_of(config, subject)
+    grids = grids_of(config, workdir, prompts)
+    lines = workdir.scalars()
+    seconds = workdir.timings()
+    trained = sum(tree.count(tree.split(model.weights[kind], _trained(config))[0]) for kind in config.stages)
+    device = model.mesh.devices.flat[0]
+
+    sections: list[Any] = [
+        report.Comparison(
+            "Before and after",
+            f"The same prompts and seeds, drawn by the untouched model and by the fine-tuned one. "
+            f"{subject.identifier!r} is the word that the subject was given.",
+            rows=list(prompts),
+            columns=["before", "after"],
+            cells=[[grids["before"][p], grids["after"][p]] for p in range(len(prompts))],
+        ),
+        report.Gallery(
+            "The photos",
+            "As the model sees them: upright, resized to cover the square and cropped.",
+            images=list(subject.pixels[max(subject.pixels)]),
+            labels=[window.photo for window in subject.windows],
+        ),
+    ]
+    if prior is not None:
+        sections.append(
+            report.Gallery(
+                "Class images",
+                f"{subject.class_prompt!r}, drawn by the untouched model for prior preservation: "
+                f"{min(_SHOWN_CLASS_IMAGES, len(prior.images))} of {len(prior.images)}; {prior.redone} came out empty "
+                "and were drawn again.",
+                images=list(prior.images[:_SHOWN_CLASS_IMAGES]),
+            )
+        )
+    for kind in config.stages:
+        curves = report.series(lines, f"{kind}/loss/*")
+        sections.append(
+            report.Curves(
+                f"Loss, {kind}",
+                "Mean squared error of what the network predicts; photos and class images apart.",
+                series={name.removeprefix(f"{kind}/"): points for name, points in curves.items()},
+            )
+        )
+    if len(grids) > 2:
+        sections.append(
+            report.Comparison(
+                "Over training",
+                "The first picture of each prompt at every grid that was drawn on the way.",
+                rows=list(prompts),
+                columns=list(grids),
+                cells=[[grids[label][p][:1] for label in grids] for p in range(len(prompts))],
+            )
+        )
+    sections += [
+        report.Text("Photo audit", str(subject.audit), preformatted=True, collapsed=True),
+        report.Table(
+            "Timings",
+            "Seconds of each part, over all starts of this run.",
+            rows=[(name, f"{value:.1f}") for name, value in seconds.items()],
+            header=("part", "seconds"),
+        ),
+        report.Table("Files", "Beside this report.", rows=_files(workdir), header=("what", "where")),
+        report.Table(
+            "Settings",
+            "All of them, as in config.json.",
+            rows=[(key, repr(value)) for key, value in configs.flatten(config).items()],
+            header=("key", "value"),
+            collapsed=True,
+        ),
+    ]
+    report.build(
+        workdir.report,
+        title=subject.instance_prompt,
+        subtitle=f"DreamBooth, {len(subject.photos)} photos of {subject.class_prompt}. dreambooth_jax {__version__}.",
+        facts=[
+            ("photos", str(len(subject.photos))),
+            ("class images", str(0 if prior is None else len(prior.images))),
+            ("steps", " + ".join(str(configs.for_stage(config, kind).train.num_steps) for kind in config.stages)),
+            ("trained", f"{trained / 1e6:.1f} M"),
+            ("devices", f"{model.mesh.size} {device.platform}"),
+            ("minutes", f"{sum(seconds.values()) / 60:.1f}"),
+        ],
+        sections=sections,
+        highlight=[subject.identifier],
+        cover=[grids["after"][p][0] for p in range(min(4, len(prompts)))],
+    )
+    return workdir.report
+
+
+def _trained(config: ConfigDict) -> Any:
+    rules = configs.trainable_rules(config)
+    return lambda path: tree.first_match(path, rules, what="adapt.train")
+
+
+def _files(workdir: Workdir) -> list[tuple[str, str]]:
+    found: Mapping[str, str] = {
+        "the fine-tuned model (diffusers format)": "export/",
+        "the pictures of this report": "samples/",
+        "class images and their manifest": "prior/",
+        "checkpoints": "checkpoints/",
+        "numbers": "metrics.jsonl",
+        "settings": "config.json",
+    }
+    return [(what, where) for what, where in found.items() if (workdir.root / where).exists()]

@@ -1,0 +1,159 @@
+"""Fine-tunes one stage: its batches, its optimizer, its checkpoints, the loop."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from dreambooth_jax import checkpoint, optim, sharding, train, tree
+from dreambooth_jax import config as configs
+from dreambooth_jax.adapt import ADAPTERS
+from dreambooth_jax.data import images
+from dreambooth_jax.data.batches import Pictures, SubjectBatches, split_rows
+from dreambooth_jax.data.prior import Prior
+from dreambooth_jax.data.subject import Subject
+from dreambooth_jax.experiment import setup
+from dreambooth_jax.experiment.model import Model, compute_dtype
+from dreambooth_jax.experiment.painter import Painter
+from dreambooth_jax.experiment.workdir import Workdir
+from dreambooth_jax.signals import GracefulStop
+
+
+def fine_tune(
+    kind: str,
+    config: ConfigDict,
+    model: Model,
+    subject: Subject,
+    prior: Prior | None,
+    painter: Painter,
+    workdir: Workdir,
+    stop: GracefulStop,
+) -> tree.Flat:
+    """The weights of stage `kind` after its training; goes on from the newest intact checkpoint.
+
+    Raises:
+      CheckpointError: no intact checkpoint, or no space for one.
+      Interrupted, NonFiniteError: see `train.fit`.
+    """
+    c = configs.for_stage(config, kind)
+    stage, adapter = model.stages[kind], ADAPTERS[c.adapt.name]
+    sharding.check_rows(c.train.batch_size // c.train.accumulate, model.mesh, key=f"batch_size of stage {kind!r}")
+    trainable, frozen_weights = adapter.init(dict(model.weights[kind]), configs.trainable_rules(c))
+    text = painter.texts(model.weights)[kind]
+    frozen: dict[str, Any] = {"weights": frozen_weights}
+    tokens = None
+    if c.train.text_encoder:
+        tokens = stage.tokenizer.encode(text.prompts, keep=subject.identifier)
+    else:  # encoded once: the encoder has no part in the steps
+        frozen = {"weights": tree.split(frozen_weights, lambda path: path.startswith("unet/"))[0], "table": text.table}
+    source = batches(kind, c, model, subject, prior, rows=text.rows([subject.instance_prompt, subject.class_prompt]))
+    recipe = train.Recipe(
+        seed=c.seed,
+        prior_loss_weight=c.prior_loss_weight,
+        min_snr_gamma=c.loss.min_snr_gamma,
+        accumulate=c.train.accumulate,
+        ema_decay=c.train.ema_decay,
+        dtype=compute_dtype(c),
+        aug_levels=(c.upscaler.aug_level, c.upscaler.aug_level),
+    )
+    run = train.compiled(
+        trainable,
+        frozen,
+        stage=stage,
+        recipe=recipe,
+        adapter=adapter,
+        tx=optim.make(c.optim, num_steps=c.train.num_steps),
+        mesh=model.mesh,
+        rules=c.sharding.rules,
+        min_bytes=c.sharding.min_bytes,
+    )
+    logging.info("%s", announcement(kind, c, model, trainable, run.state))
+    frozen = jax.device_put(frozen, run.frozen)
+
+    def whole(state: train.TrainState) -> tree.Flat:
+        trained = state.trainable if state.ema is None else state.ema
+        return {**model.weights[kind], **adapter.combine({}, trained)}
+
+    checkpoints = checkpoint.Checkpoints(
+        workdir.checkpoints(kind),
+        max_to_keep=c.train.max_to_keep,
+        config=setup.settings_of_run(config, model, subject.audit),
+        may_differ=[f"config.{key.removesuffix('.*')}" for key in configs.RESULT_FREE_KEYS],
+    )
+    with checkpoints:
+        restored = checkpoints.restore(run.state)
+        if restored is None:
+            state = run.init(trainable)
+        else:
+            state = restored[0]
+            logging.info("%s: goes on from step %d of %d", kind, restored[1], c.train.num_steps)
+        if int(state.step) < c.train.num_steps:
+            needed = (c.train.max_to_keep + 1 - len(checkpoints.steps())) * checkpoint.estimate_bytes(run.state)
+            checkpoint.check_space(workdir.root, needed)
+
+        def batch_at(step: int) -> Mapping[str, Any]:
+            return source.batch(step) | (tokens or {})
+
+        with workdir.timed(f"training {kind}"):
+            state = train.fit(
+                run,
+                state,
+                frozen,
+                batch_at,
+                pace=train.Pace(
+                    num_steps=c.train.num_steps,
+                    log_every=c.train.log_every,
+                    checkpoint_every=c.train.checkpoint_every,
+                    sample_every=c.train.sample_every,
+                    max_bad_steps=c.train.max_bad_steps,
+                ),
+                label=kind,
+                writer=workdir.writer,
+                checkpoints=checkpoints,
+                stop=stop,
+                on_sample=lambda step, now: painter.grid(
+                    {**model.weights, kind: whole(now)}, f"{kind}-{step:06d}"
+                ),
+            )
+    return whole(state)
+
+
+def batches(
+    kind: str, c: ConfigDict, model: Model, subject: Subject, prior: Prior | None, *, rows: np.ndarray
+) -> SubjectBatches:
+    """The stage's source: photos and class images at its size, with the low-res picture beside for an upscaler."""
+    stage = model.stages[kind]
+    low_size = model.stages["base"].size if kind == "upscaler" else None
+    low = None if low_size is None else images.to_float(subject.pixels[low_size])
+    photos = Pictures(images.to_float(subject.pixels[stage.size]), low)
+    class_pictures = None
+    if prior is not None:
+        made = prior.images if kind == "upscaler" or prior.low_res is None else prior.low_res
+        below = prior.low_res if kind == "upscaler" else None
+        class_pictures = Pictures(images.to_float(made), None if below is None else images.to_float(below))
+    return SubjectBatches(
+        subject=photos.with_mirrored() if c.subject.flip else photos,
+        prior=class_pictures,
+        batch_size=c.train.batch_size,
+        prior_fraction=c.train.prior_fraction,
+        instance_row=int(rows[0]),
+        class_row=int(rows[1]),
+        seed=c.seed,
+    )
+
+
+def announcement(kind: str, c: ConfigDict, model: Model, trainable: tree.Flat, state: Any) -> str:
+    """One line: what is trained, on which devices, for how many steps."""
+    rows = split_rows(c.train.batch_size, prior_fraction=c.train.prior_fraction if c.prior_loss_weight else 0)
+    shape = ", ".join(f"{axis} {size}" for axis, size in model.mesh.shape.items())
+    device = model.mesh.devices.flat[0]
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return (
+        f"{kind}: trains {len(trainable)} leaves, {tree.count(trainable):,} parameters "
+        f"({tree.nbytes(trainable) / 2**20:.1f} MiB; {total / 2**20:.1f} MiB with the optimizer's state) on "
+        f"{model.mesh.size} {device.device_kind} device(s) ({shape}), for {c.train.num_steps} steps of "
+        f"{rows[0]} subject + {rows[1]} class rows."
+    )

@@ -1,0 +1,98 @@
+"""The folder of one run: where its files are, whether it is finished, what it was started with."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dreambooth_jax import config as configs
+from dreambooth_jax import metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """`config.json metrics.jsonl prior/ checkpoints/<stage>/<step>/ samples/ export/ report.html` in one folder."""
+
+    root: Path
+    writer: metrics.Writer
+
+    @classmethod
+    def open(cls, root: Path, config: ConfigDict) -> "Workdir":
+        """Makes the folder, or goes on in it.
+
+        Raises:
+          ConfigError: the folder holds a run with other settings; every difference that matters is named.
+        """
+        root = Path(root)
+        root.mkdir(parents=True, exist_ok=True)
+        file = root / "config.json"
+        if file.is_file():
+            conflicts = configs.resume_conflicts(configs.from_json(file.read_text()), config)
+            if conflicts:
+                raise configs.ConfigError(
+                    f"{root} holds a run with other settings:\n  "
+                    + "\n  ".join(conflicts)
+                    + "\nPut them back to go on with that run, or write another --workdir."
+                )
+        writers: list[metrics.Writer] = []
+        if jax.process_index() == 0:
+            _replace(file, configs.to_json(config))
+            writers.append(metrics.JsonlWriter(root / "metrics.jsonl"))
+            if config.log.tensorboard:
+                writers.append(metrics.TensorBoardWriter(root / "tensorboard"))
+        return cls(root, metrics.MultiWriter(writers))
+
+    @property
+    def is_finished(self) -> bool:
+        """The report is the last file that a run writes."""
+        return self.report.is_file()
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def export(self) -> Path:
+        return self.root / "export"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+    def checkpoints(self, kind: str) -> Path:
+        """The folder of a stage's checkpoints."""
+        return self.root / "checkpoints" / kind
+
+    def scalars(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`."""
+        return metrics.read(self.root / "metrics.jsonl")
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds of its block to `timings.json`, over all starts of this run."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            if jax.process_index() == 0:
+                seconds = self.timings()
+                seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - begin, 3)
+                _replace(self.root / "timings.json", json.dumps(seconds, indent=1) + "\n")
+
+    def timings(self) -> dict[str, float]:
+        """Seconds by part of the run."""
+        file = self.root / "timings.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _replace(file: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    part = file.with_name(file.name + ".tmp")
+    part.write_text(text)
+    part.replace(file)

@@ -1,0 +1,80 @@
+"""The command line: `python -m dreambooth_jax.main --config=configs/imagen_like.py --workdir=runs/bird`.
+
+Kept short on purpose: everything below it can be imported and tested without flags.
+"""
+
+import logging as std_logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from dreambooth_jax import config as configs
+from dreambooth_jax import experiment
+from dreambooth_jax.checkpoint import CheckpointError
+from dreambooth_jax.train import Interrupted, NonFiniteError
+
+FLAGS = flags.FLAGS
+CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: a file of configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; '' is runs/<name of the config>-<class noun>.")
+MODE = flags.DEFINE_enum("mode", "train", ["train"], "What to do.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, for a run on several hosts.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes of the run, all hosts together.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.", lower_bound=0)
+flags.mark_flag_as_required("config")
+
+
+def default_workdir(config: configs.ConfigDict) -> Path:
+    """`runs/<config>-<class noun>`, so that another subject does not land in the same folder by default."""
+    name = Path(config_flags.get_config_filename(FLAGS["config"])).stem
+    images = config.subject.images
+    subject = config.subject.class_noun if images == "embedded" else Path(images).name
+    return Path("runs") / f"{name}-{subject}".replace(" ", "_")
+
+
+def use_compile_cache(setting: str) -> None:
+    """Keeps compiled programs between runs: "" in the user's cache folder, "off" not at all, else in that folder."""
+    if setting == "off":
+        return
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", setting or str(Path(cache) / "dreambooth_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def quiet_others() -> None:
+    """Keeps the log to what this program says: libraries are heard from warnings on."""
+
+    def ours(record: Any) -> bool:
+        return record.levelno >= std_logging.WARNING or "dreambooth_jax" in Path(record.pathname).parts
+
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    logging.get_absl_handler().addFilter(ours)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    quiet_others()
+    config = CONFIG.value
+    if COORDINATOR.value:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    use_compile_cache(config.compile.cache_dir)
+    try:
+        report = experiment.run(config, Path(WORKDIR.value) if WORKDIR.value else default_workdir(config))
+    except Interrupted as interrupted:
+        logging.warning("%s", interrupted)
+        sys.exit(interrupted.exit_code)
+    except (ValueError, FileNotFoundError, CheckpointError, NonFiniteError) as error:
+        if FLAGS.verbosity > logging.INFO:
+            raise
+        logging.error("%s", error)
+        sys.exit(1)
+    logging.info("Done. The report: %s", report)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=configs.parse_flags)

@@ -1,0 +1,261 @@
+"""Where numbers, pictures and texts of a run go: one interface, with the method names of clu's.
+
+clu's own writers fit wherever a `Writer` is asked for; they need TensorFlow, these do not.
+"""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from absl import logging
+
+_RESERVED = ("step", "time")  # the writer's own keys in a line of metrics.jsonl
+
+
+class Writer(Protocol):
+    """What every writer can be told; names and arguments are those of clu's `MetricWriter`."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Takes numbers, or arrays of one element, by name."""
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Takes uint8 pictures [N, H, W, C], or [H, W, C], by name."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Takes texts by name."""
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Takes the run's settings, flat; once per run."""
+
+    def flush(self) -> None:
+        """Puts everything taken so far where others can read it."""
+
+    def close(self) -> None:
+        """Flushes and lets go of files; nothing may be written afterwards."""
+
+
+class JsonlWriter:
+    """Numbers as JSON lines, `{"step": 10, "loss": 0.5, "time": 1.7e9}`, for `read` and for `jq`.
+
+    Every line is written out at once. An existing file is continued; what a killed run left of its
+    last line is removed. JSON has no NaN and no infinity: both become null. Pictures, texts and
+    settings are not kept here.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        _mend(self.path)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Appends one line; `time` is in seconds since 1970."""
+        if taken := [name for name in _RESERVED if name in scalars]:
+            raise ValueError(
+                f"a scalar is called {taken[0]!r}, which the writer adds itself; rename it"
+            )
+        values = {name: _number(name, value) for name, value in scalars.items()}
+        line = {
+            "step": int(step),
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+            "time": round(time.time(), 3),
+        }
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+        with open(self.path, "ab") as file:  # a few lines a second at most: nothing to keep open
+            file.write(text.encode() + b"\n")
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Nothing: a JSON line is no place for pictures."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Nothing: lines hold numbers only."""
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Nothing: lines hold numbers only."""
+
+    def flush(self) -> None:
+        """Nothing is waiting: every line is in the file."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class ConsoleWriter:
+    """Numbers and texts as short lines of the log, such as `step 10: loss 0.5, lr 1e-05`."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Logs all numbers in one line, in their order, with five significant digits."""
+        values = (f"{name} {_number(name, value):.5g}" for name, value in scalars.items())
+        logging.info("step %d: %s", step, ", ".join(values))
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Nothing: a console shows no pictures."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Logs one line per text."""
+        for name, text in texts.items():
+            logging.info("step %d: %s: %s", step, name, text)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Nothing: settings are no single short line."""
+
+    def flush(self) -> None:
+        """Nothing is waiting."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class TensorBoardWriter:
+    """TensorBoard's event files in a folder, by tensorboardX; no TensorFlow.
+
+    Raises ImportError when tensorboardX is not installed.
+    """
+
+    def __init__(self, logdir: str | os.PathLike[str]) -> None:
+        try:
+            import tensorboardX
+        except ImportError as error:
+            raise ImportError(
+                "TensorBoard files need the package tensorboardX, which is not installed. Write "
+                "pip install 'dreambooth_jax[tensorboard]', or do without TensorBoard: the same "
+                "numbers are in metrics.jsonl."
+            ) from error
+        self._writer = tensorboardX.SummaryWriter(os.fspath(logdir))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """One point per number; not-a-number and infinity are kept."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, _number(name, value), int(step))
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """One picture per name: the N pictures in a grid. Raises ValueError on other than uint8."""
+        for name, value in images.items():
+            array = np.asarray(value)
+            if array.dtype != np.uint8 or array.ndim not in (3, 4):
+                raise ValueError(
+                    f"images {name!r} are {array.dtype} {list(array.shape)}; expected uint8 "
+                    "[N, H, W, C] or [H, W, C]: convert them to 0…255 first"
+                )
+            grid = array if array.ndim == 4 else array[None]
+            self._writer.add_images(name, grid, int(step), dataformats="NHWC")
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """One text per name; TensorBoard reads it as Markdown."""
+        for name, text in texts.items():
+            self._writer.add_text(name, text, int(step))
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Settings for TensorBoard's comparison of runs, in a subfolder of their own."""
+        plain = (bool, int, float, str)
+        values = {k: v if isinstance(v, plain) else str(v) for k, v in hparams.items()}
+        self._writer.add_hparams(values, {}, name="hparams")
+
+    def flush(self) -> None:
+        """Writes what waits in memory."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the event file; a second call does nothing."""
+        self._writer.close()
+
+
+class MultiWriter:
+    """Tells several writers the same, in their order."""
+
+    def __init__(self, writers: Sequence[Writer]) -> None:
+        self.writers = tuple(writers)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """To every writer."""
+        for writer in self.writers:
+            writer.write_scalars(step, scalars)
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """To every writer."""
+        for writer in self.writers:
+            writer.write_images(step, images)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """To every writer."""
+        for writer in self.writers:
+            writer.write_texts(step, texts)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """To every writer."""
+        for writer in self.writers:
+            writer.write_hparams(hparams)
+
+    def flush(self) -> None:
+        """Every writer."""
+        for writer in self.writers:
+            writer.flush()
+
+    def close(self) -> None:
+        """Every writer, also when one of them fails."""
+        with contextlib.ExitStack() as stack:
+            for writer in self.writers:
+                stack.callback(writer.close)
+
+
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a `JsonlWriter`, one per step, by step; null is None.
+
+    A run that went on from a checkpoint writes some steps a second time: the last value per step
+    and name counts. A half-written last line is left out. Raises ValueError on any other bad line.
+    """
+    path = Path(path)
+    lines = path.read_bytes().split(b"\n")
+    records: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        record = _parsed(line)
+        if record is None:
+            if number == len(lines):  # no line end after it: the run was killed, or is writing it
+                continue
+            raise ValueError(
+                f"{path}, line {number}: found {line[:80].decode(errors='replace')!r}, expected a "
+                'JSON object with an integer "step"; delete the line'
+            )
+        records.setdefault(record["step"], {}).update(record)
+    return [records[step] for step in sorted(records)]
+
+
+def _mend(path: Path) -> None:
+    """Ends the file with a line end: completes a whole last line, cuts off a half-written one."""
+    with open(path, "r+b") as file:
+        text = file.read()
+        start = text.rfind(b"\n") + 1
+        if start == len(text):
+            return
+        if _parsed(text[start:]) is None:
+            file.truncate(start)
+        else:
+            file.write(b"\n")
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The record in a line, or None when it holds none."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # bad JSON or bad UTF-8
+        return None
+    if isinstance(record, dict) and isinstance(record.get("step"), int):
+        return record
+    return None
+
+
+def _number(name: str, value: Any) -> float:
+    array = np.asarray(value)
+    if array.size != 1:
+        raise ValueError(
+            f"scalar {name!r} has shape {list(array.shape)}; expected one number: write its mean"
+        )
+    return float(array.reshape(()))

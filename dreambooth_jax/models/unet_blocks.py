@@ -1,0 +1,220 @@
+"""Blocks of the UNet, as DeepFloyd IF arranges them (and, for the residual block, every diffusion UNet here).
+
+Residual blocks with scale-shift conditioning (Dhariwal & Nichol 2021, appendix A), and attention whose keys and values are
+those of the text followed by those of the image (Saharia et al. 2022, Imagen, section 2.4: "added" keys and values).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dreambooth_jax.models import layers
+from dreambooth_jax.models.layers import Array
+
+
+def upsample_nearest(x: Array) -> Array:
+    """Each pixel becomes 2x2: `[B,H,W,C] -> [B,2H,2W,C]`."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def downsample_mean(x: Array) -> Array:
+    """The mean of each 2x2 window: `[B,H,W,C] -> [B,H/2,W/2,C]`."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+RESAMPLE = {"none": lambda x: x, "up": upsample_nearest, "down": downsample_mean}
+
+
+class ResnetBlock(nnx.Module):
+    """Two convolutions around a time conditioning, plus the (projected) input; `resample` is none, up or down."""
+
+    def __init__(self, size_in: int, size_out: int, cfg: Any, *, resample: str = "none", out_scale: float = 1.0):
+        self.norm1 = layers.GroupNorm(size_in, groups=cfg.norm_num_groups, eps=cfg.norm_eps)
+        self.conv1 = layers.Conv(size_in, size_out)
+        self.scale_shift = cfg.resnet_time_scale_shift == "scale_shift"
+        self.time_emb_proj = layers.Linear(cfg.time_embed_dim, size_out * (2 if self.scale_shift else 1))
+        self.norm2 = layers.GroupNorm(size_out, groups=cfg.norm_num_groups, eps=cfg.norm_eps)
+        self.conv2 = layers.Conv(size_out, size_out)
+        self.conv_shortcut = layers.Conv(size_in, size_out, width=1) if size_in != size_out else None
+        self.act_fn = cfg.act_fn
+        self.skip_time_act = cfg.resnet_skip_time_act
+        self.resample = resample
+        self.out_scale = out_scale
+
+    def __call__(self, x: Array, time: Array) -> Array:
+        act, resample = layers.activation(self.act_fn), RESAMPLE[self.resample]
+        hidden = self.conv1(resample(act(self.norm1(x))))
+        x = resample(x)
+        time = self.time_emb_proj(time if self.skip_time_act else act(time))[:, None, None, :]
+        if self.scale_shift:
+            scale, shift = jnp.split(time, 2, -1)
+            hidden = self.norm2(hidden) * (1 + scale) + shift
+        else:
+            hidden = self.norm2(hidden + time)
+        hidden = self.conv2(act(hidden))
+        x = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return (x + hidden) / self.out_scale
+
+
+class AddedKVAttention(nnx.Module):
+    """Attention of the image positions over [text; image]: x `[B,H,W,C]`, text `[B,L,D]`; returns x plus its answer."""
+
+    def __init__(self, channels: int, cfg: Any, *, head_dim: int, only_cross: bool):
+        if channels % head_dim:
+            raise ValueError(f"attention: {channels} channels do not divide into heads of {head_dim}.")
+        self.group_norm = layers.GroupNorm(channels, groups=cfg.norm_num_groups)
+        # The file format fixes 32 groups for the text, whatever the image side has.
+        self.norm_cross = (
+            layers.GroupNorm(cfg.cross_attention_dim, groups=32) if cfg.cross_attention_norm == "group_norm" else None
+        )
+        self.to_q = layers.Linear(channels, channels)
+        self.to_k = None if only_cross else layers.Linear(channels, channels)
+        self.to_v = None if only_cross else layers.Linear(channels, channels)
+        self.add_k_proj = layers.Linear(cfg.cross_attention_dim, channels)
+        self.add_v_proj = layers.Linear(cfg.cross_attention_dim, channels)
+        self.to_out = nnx.List([layers.Linear(channels, channels)])
+        self.head_dim = head_dim
+
+    def __call__(self, x: Array, text: Array) -> Array:
+        b, h, w, c = x.shape
+        hidden = self.group_norm(x).reshape(b, h * w, c)
+        text = text if self.norm_cross is None else self.norm_cross(text)
+        k, v = self.add_k_proj(text), self.add_v_proj(text)
+        if self.to_k is not None:
+            k = jnp.concatenate([k, self.to_k(hidden)], 1)
+            v = jnp.concatenate([v, self.to_v(hidden)], 1)
+        q, k, v = (y.reshape(b, -1, c // self.head_dim, self.head_dim) for y in (self.to_q(hidden), k, v))
+        answer = layers.attention(q, k, v).reshape(b, h * w, c)
+        return x + self.to_out[0](answer).reshape(b, h, w, c)
+
+
+class DownBlock(nnx.Module):
+    """Residual blocks, each followed by attention where the level has it, then a halving residual block."""
+
+    def __init__(self, size_in: int, size_out: int, cfg: Any, *, level: int, attend: bool, resample: bool):
+        count, only_cross = cfg.layers_per_block[level], cfg.only_cross_attention[level]
+        out_scale = cfg.resnet_out_scale_factor
+        sizes = [size_in] + [size_out] * (count - 1)
+        self.resnets = nnx.List([ResnetBlock(s, size_out, cfg, out_scale=out_scale) for s in sizes])
+        head_dim = cfg.attention_head_dim[level]
+        self.attentions = (
+            nnx.List([AddedKVAttention(size_out, cfg, head_dim=head_dim, only_cross=only_cross) for _ in sizes])
+            if attend
+            else None
+        )
+        self.downsamplers = (
+            nnx.List([ResnetBlock(size_out, size_out, cfg, resample="down", out_scale=out_scale)]) if resample else None
+        )
+
+    def __call__(self, x: Array, time: Array, text: Array) -> tuple[Array, list[Array]]:
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            x = x if self.attentions is None else self.attentions[i](x, text)
+            skips.append(x)
+        if self.downsamplers is not None:
+            x = self.downsamplers[0](x, time)
+            skips.append(x)
+        return x, skips
+
+
+class UpBlock(nnx.Module):
+    """As `DownBlock`, with a skip joined to the input of each residual block, and a doubling one at the end."""
+
+    def __init__(
+        self, size_in: int, size_skip: int, size_out: int, cfg: Any, *, level: int, attend: bool, resample: bool
+    ):
+        count, only_cross = cfg.layers_per_block[level] + 1, cfg.only_cross_attention[level]
+        out_scale = cfg.resnet_out_scale_factor
+        inputs = [size_in] + [size_out] * (count - 1)
+        skips = [size_out] * (count - 1) + [size_skip]
+        self.resnets = nnx.List(
+            [ResnetBlock(a + b, size_out, cfg, out_scale=out_scale) for a, b in zip(inputs, skips, strict=True)]
+        )
+        # The file format lists head sizes in the order of the blocks here, unlike its other lists.
+        head_dim = cfg.attention_head_dim[-1 - level]
+        self.attentions = (
+            nnx.List([AddedKVAttention(size_out, cfg, head_dim=head_dim, only_cross=only_cross) for _ in inputs])
+            if attend
+            else None
+        )
+        self.upsamplers = (
+            nnx.List([ResnetBlock(size_out, size_out, cfg, resample="up", out_scale=out_scale)]) if resample else None
+        )
+
+    def __call__(self, x: Array, skips: list[Array], time: Array, text: Array) -> Array:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(jnp.concatenate([x, skips.pop()], -1), time)
+            x = x if self.attentions is None else self.attentions[i](x, text)
+        return x if self.upsamplers is None else self.upsamplers[0](x, time)
+
+
+class MidBlock(nnx.Module):
+    """Residual block, attention, residual block at the smallest size."""
+
+    def __init__(self, channels: int, cfg: Any):
+        scale = cfg.mid_block_scale_factor
+        self.resnets = nnx.List([ResnetBlock(channels, channels, cfg, out_scale=scale) for _ in range(2)])
+        head_dim, only_cross = cfg.attention_head_dim[-1], cfg.mid_block_only_cross_attention
+        self.attentions = nnx.List([AddedKVAttention(channels, cfg, head_dim=head_dim, only_cross=only_cross)])
+
+    def __call__(self, x: Array, time: Array, text: Array) -> Array:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, time), text), time)
+
+
+class TimeMLP(nnx.Module):
+    """Two linear layers over a sinusoidal embedding: `[B, in] -> [B, out]`."""
+
+    def __init__(self, size_in: int, size_out: int, *, act_fn: str):
+        self.linear_1 = layers.Linear(size_in, size_out)
+        self.linear_2 = layers.Linear(size_out, size_out)
+        self.act_fn = act_fn
+
+    def __call__(self, x: Array) -> Array:
+        return self.linear_2(layers.activation(self.act_fn)(self.linear_1(x)))
+
+
+class AttentionPooling(nnx.Module):
+    """One vector for a text: the mean token, moved by a learned vector, asks all tokens and itself: `[B,L,D] -> [B,D]`."""
+
+    def __init__(self, size: int, *, heads: int):
+        self.positional_embedding = layers.param(1, size)
+        self.q_proj = layers.Linear(size, size)
+        self.k_proj = layers.Linear(size, size)
+        self.v_proj = layers.Linear(size, size)
+        self.heads = heads
+
+    def __call__(self, x: Array) -> Array:
+        asking = x.mean(1, keepdims=True) + self.positional_embedding[...][None].astype(x.dtype)
+        tokens = jnp.concatenate([asking, x], 1)
+        q, k, v = self.q_proj(asking), self.k_proj(tokens), self.v_proj(tokens)
+        q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
+        return layers.attention(q, k, v).reshape(x.shape[0], -1)
+
+
+class TextTimeEmbedding(nnx.Module):
+    """The pooled text that is added to the time embedding: `[B,L,D] -> [B,E]` (Imagen, section 2.4)."""
+
+    def __init__(self, size_in: int, size_out: int, *, heads: int):
+        self.norm1 = layers.LayerNorm(size_in)
+        self.pool = AttentionPooling(size_in, heads=heads)
+        self.proj = layers.Linear(size_in, size_out)
+        self.norm2 = layers.LayerNorm(size_out)
+
+    def __call__(self, text: Array) -> Array:
+        return self.norm2(self.proj(self.pool(self.norm1(text))))
+
+
+# Names in the model files -> does the level attend to the text? IF's blocks resample by residual blocks.
+DOWN_BLOCKS: dict[str, bool] = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}
+UP_BLOCKS: dict[str, bool] = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
+
+
+def checkpointed(block: Any, *args: Any) -> Any:
+    """Calls `block` so that its activations are computed again in the backward pass (Chen et al. 2016)."""
+    structure, state = nnx.split(block)
+    return jax.checkpoint(lambda state, *inner: nnx.merge(structure, state)(*inner))(state, *args)

@@ -1,0 +1,63 @@
+"""The optimizer: clipping, an update rule by name, and the learning rate over global optimizer steps."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import optax
+
+from dreambooth_jax.tree import Flat
+
+
+class OptimSettings(Protocol):
+    """The `optim` block of the configuration."""
+
+    name: str
+    learning_rate: float
+    warmup_steps: int
+    schedule: str
+    final_fraction: float
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    grad_clip: float
+
+
+LR_SCHEDULES: dict[str, Callable[[float, float, int], optax.Schedule]] = {
+    "constant": lambda peak, final, steps: optax.constant_schedule(peak),
+    "cosine": lambda peak, final, steps: optax.cosine_decay_schedule(peak, steps, alpha=final),
+    "linear": lambda peak, final, steps: optax.linear_schedule(peak, peak * final, steps),
+}
+
+Rule = Callable[[optax.Schedule, OptimSettings], optax.GradientTransformation]
+OPTIMIZERS: dict[str, Rule] = {
+    "adamw": lambda lr, o: optax.adamw(lr, o.b1, o.b2, o.eps, weight_decay=o.weight_decay),
+    "adafactor": lambda lr, o: optax.adafactor(lr, weight_decay_rate=o.weight_decay or None),
+    "lion": lambda lr, o: optax.lion(lr, o.b1, o.b2, weight_decay=o.weight_decay),
+    "sgd": lambda lr, o: optax.sgd(lr, momentum=o.b1 or None),
+}
+
+
+def lr_schedule(settings: OptimSettings, *, num_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 to the peak, then the named shape until step `num_steps`; counted in optimizer steps."""
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    after = LR_SCHEDULES[settings.schedule](peak, settings.final_fraction, max(num_steps - warmup, 1))
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def make(settings: OptimSettings, *, num_steps: int) -> optax.GradientTransformation:
+    """Clipping to a global norm (0 = off), then the update rule."""
+    rule = OPTIMIZERS[settings.name](lr_schedule(settings, num_steps=num_steps), settings)
+    return optax.chain(optax.clip_by_global_norm(settings.grad_clip), rule) if settings.grad_clip else rule
+
+
+def average(ema: Flat, new: Flat, step: jax.Array, decay: float) -> Flat:
+    """The exponential moving average after `step + 1` updates, with the decay rising as (1 + n) / (10 + n).
+
+    The rise lets the average forget the starting point early (as in TensorFlow's ExponentialMovingAverage).
+    """
+    rate: Any = jax.numpy.minimum(decay, (1.0 + step) / (10.0 + step))
+    return {path: rate * ema[path] + (1 - rate) * new[path] for path in ema}

@@ -1,0 +1,18 @@
+"""The report of one run: a single HTML file that opens anywhere, without a network.
+
+Sections are plain values; `build` lays them out in the page of `assets/report.html`, with every
+picture inside the file and every text escaped.
+"""
+
+from dreambooth_jax.report.page import build
+from dreambooth_jax.report.sections import (
+    Comparison,
+    Curves,
+    Gallery,
+    Section,
+    Table,
+    Text,
+    series,
+)
+
+__all__ = ["Comparison", "Curves", "Gallery", "Section", "Table", "Text", "build", "series"]

@@ -1,0 +1,1 @@
+"""Prompts to token ids, and the rare word that names a subject."""

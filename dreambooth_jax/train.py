@@ -1,0 +1,330 @@
+"""Training one stage: the pure step, its compilation over a mesh, and the loop.
+
+    loss_fn → train_step (pure) → compiled (jit with shardings, the state donated) → fit (the loop)
+
+A batch is small arrays: `mean` `[B,H,W,C]`, `prompt` int32 `[B]`, `is_prior` bool `[B]`; an upscaler's adds `low_res`
+`[B,h,w,C]`; a trained text encoder's adds `ids`, `mask` int32 `[P,L]`.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from dreambooth_jax import optim, rng, sharding, tree
+from dreambooth_jax.adapt import Adapter
+from dreambooth_jax.diffusion import loss, process
+from dreambooth_jax.pipeline import Stage
+
+Array = jax.Array
+Batch = Mapping[str, Any]
+
+
+@struct.dataclass
+class TrainState:
+    """All that changes: `bad_steps` counts non-finite steps in a row; `ema` is None unless averaged weights are kept."""
+
+    step: Array
+    bad_steps: Array
+    trainable: tree.Flat
+    opt_state: Any
+    ema: tree.Flat | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What shapes a step and never changes in a run; levels are time steps of the low-res noise, [first, last]."""
+
+    seed: int
+    prior_loss_weight: float = 1.0
+    min_snr_gamma: float = 0.0
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    dtype: Any = jnp.float32
+    aug_levels: tuple[int, int] = (0, 0)
+    remat: bool = False
+
+
+class Source(Protocol):
+    """Where batches come from; a batch is a function of the step."""
+
+    prompts: Any
+
+    def batch(self, step: int) -> dict[str, np.ndarray]: ...
+
+
+class NonFiniteError(RuntimeError):
+    """The run was stopped after too many non-finite steps in a row."""
+
+
+def draw(stage: Stage, recipe: Recipe, batch: Batch, step: Array) -> dict[str, Array]:
+    """Everything random of one step, for all rows: a function of (seed, step, name) on any number of devices."""
+    x0 = batch["mean"]
+
+    def key(name: str) -> Array:
+        return rng.key(recipe.seed, step, f"{stage.kind}/{name}")
+
+    drawn = {
+        "x0": x0,
+        "t": jax.random.randint(key("t"), x0.shape[:1], 0, stage.schedule.num_steps),
+        "noise": jax.random.normal(key("noise"), x0.shape),
+    }
+    if "low_res" in batch:
+        first, last = recipe.aug_levels
+        level = jax.random.randint(key("noise_level"), x0.shape[:1], first, last + 1)
+        drawn["noise_level"] = level
+        drawn["condition"] = stage.condition(batch["low_res"], jax.random.normal(key("low_res"), x0.shape), level)
+    return drawn
+
+
+def loss_fn(
+    trainable: tree.Flat, frozen: Mapping[str, Any], rows: Batch, *, stage: Stage, recipe: Recipe, adapter: Adapter
+) -> tuple[Array, dict[str, Array]]:
+    """Denoising loss on subject rows plus λ times that on class rows (Ruiz et al. 2022, eq. 2)."""
+    params = adapter.combine(frozen["weights"], trainable)
+    if "ids" in rows:
+        table = stage.encode_text(params, rows["ids"], rows["mask"], dtype=recipe.dtype)
+    else:
+        table = frozen["table"].astype(recipe.dtype)
+    xt = process.add_noise(stage.schedule, rows["x0"], rows["noise"], rows["t"])
+    output = stage.predict(
+        params,
+        xt,
+        rows["t"],
+        table[rows["prompt"]],
+        condition=rows.get("condition"),
+        noise_level=rows.get("noise_level"),
+        remat=recipe.remat,
+    )
+    per_example = loss.denoising(
+        stage.schedule,
+        output,
+        x0=rows["x0"],
+        noise=rows["noise"],
+        t=rows["t"],
+        min_snr_gamma=recipe.min_snr_gamma,
+    )
+    return loss.with_prior(per_example, rows["weights"])
+
+
+def gradients(
+    trainable: tree.Flat, frozen: Mapping[str, Any], rows: dict[str, Any], *, recipe: Recipe, **static: Any
+) -> tuple[Array, dict[str, Array], tree.Flat]:
+    """(loss, parts, gradients); with `accumulate` > 1 summed over parts of the batch, one after the other.
+
+    Row weights are those of the whole batch, so the sum is the large batch's gradient, whatever lies in which part.
+    """
+    grad_fn = jax.value_and_grad(functools.partial(loss_fn, recipe=recipe, **static), has_aux=True)
+    if recipe.accumulate == 1:
+        (value, parts), grads = grad_fn(trainable, frozen, rows)
+        return value, parts, grads
+
+    whole = {name: rows.pop(name) for name in ("ids", "mask") if name in rows}
+    # Part a takes rows a, a + A, …: every device keeps its own rows.
+    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, recipe.accumulate, *x.shape[1:]), 1, 0), rows)
+
+    def add(total: Any, part: dict[str, Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, grad_fn(trainable, frozen, {**part, **whole})), None
+
+    first = {**jax.tree.map(lambda x: x[0], cut), **whole}
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_fn, trainable, frozen, first))
+    ((value, parts), grads), _ = jax.lax.scan(add, zeros, cut)
+    return value, parts, grads
+
+
+def train_step(
+    state: TrainState,
+    frozen: Mapping[str, Any],
+    batch: Batch,
+    *,
+    stage: Stage,
+    recipe: Recipe,
+    adapter: Adapter,
+    tx: optax.GradientTransformation,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimizer step. A step whose loss or gradient is not finite changes nothing but the counters."""
+    rows = draw(stage, recipe, batch, state.step)
+    rows |= {name: batch[name] for name in ("prompt", "ids", "mask") if name in batch}
+    rows["weights"] = loss.row_weights(batch["is_prior"], recipe.prior_loss_weight)
+    value, parts, grads = gradients(state.trainable, frozen, rows, recipe=recipe, stage=stage, adapter=adapter)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    ema = None if state.ema is None else optim.average(state.ema, trainable, state.step, recipe.ema_decay)
+    new, old = (trainable, opt_state, ema), (state.trainable, state.opt_state, state.ema)
+    trainable, opt_state, ema = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
+    metrics = {"loss": value, **parts, "grad_norm": norm, "bad_steps": bad_steps}
+    return TrainState(state.step + 1, bad_steps, trainable, opt_state, ema), metrics
+
+
+def initial_state(trainable: tree.Flat, tx: optax.GradientTransformation, *, ema: bool) -> TrainState:
+    """The state before the first step."""
+    zero = jnp.zeros((), jnp.int32)
+    average = jax.tree.map(jnp.copy, trainable) if ema else None
+    return TrainState(zero, zero, trainable, tx.init(trainable), average)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """The jitted step with the shardings it was compiled for."""
+
+    step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, Array]]]
+    init: Callable[[tree.Flat], TrainState]
+    state: Any  # tree of ShapeDtypeStruct with shardings: what a checkpoint is restored into
+    frozen: Any
+    mesh: Mesh
+
+    def put_batch(self, batch: Batch) -> dict[str, jax.Array]:
+        """A host batch on the devices: rows split, prompt tables whole."""
+        rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
+        return {name: sharding.put(x, whole if name in ("ids", "mask") else rows) for name, x in batch.items()}
+
+
+def compiled(
+    trainable: Mapping[str, Any],
+    frozen: Any,
+    *,
+    stage: Stage,
+    recipe: Recipe,
+    adapter: Adapter,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: sharding.Rules,
+    min_bytes: int,
+) -> Compiled:
+    """Jits the step over the mesh: state by the rules, frozen weights by the rules, batch by rows, metrics everywhere."""
+    place = functools.partial(sharding.shardings, rules=rules, mesh=mesh, min_bytes=min_bytes)
+    by_path, whole = place(trainable), sharding.replicated(mesh)
+    init = functools.partial(initial_state, tx=tx, ema=recipe.ema_decay > 0)
+    abstract = jax.eval_shape(init, dict(trainable))
+    states = sharding.like_parameters(abstract, by_path, trainable, mesh)
+    frozen_shardings = {"weights": place(frozen["weights"])}
+    if "table" in frozen:
+        frozen_shardings["table"] = whole
+    step = functools.partial(train_step, stage=stage, recipe=recipe, adapter=adapter, tx=tx)
+    return Compiled(
+        # Batches come with their shardings (rows split, prompt tables whole): None takes them as they are.
+        step=jax.jit(
+            step, in_shardings=(states, frozen_shardings, None), out_shardings=(states, whole), donate_argnums=0
+        ),
+        init=jax.jit(init, out_shardings=states),
+        state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, states),
+        frozen=frozen_shardings,
+        mesh=mesh,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How long a stage trains, and how often the loop does something besides: all in optimizer steps."""
+
+    num_steps: int
+    log_every: int
+    checkpoint_every: int
+    sample_every: int
+    max_bad_steps: int
+
+
+class Interrupted(RuntimeError):
+    """A signal asked the run to stop; everything is saved. `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def fit(
+    run: Compiled,
+    state: TrainState,
+    frozen: Any,
+    batch_at: Callable[[int], Batch],
+    *,
+    pace: Pace,
+    label: str,
+    writer: Any,
+    checkpoints: Any = None,
+    stop: Any = None,
+    on_sample: Callable[[int, TrainState], None] | None = None,
+) -> TrainState:
+    """Trains from `state.step` to `pace.num_steps`.
+
+    Metrics of step n are fetched after step n + 1 was dispatched, so the device never waits for the host. A request to
+    stop (`signals.GracefulStop`) is honoured after the step at hand: a checkpoint is saved first.
+
+    Raises:
+      Interrupted: a signal came; the message says how to go on.
+      NonFiniteError: more than `pace.max_bad_steps` steps in a row were not finite.
+    """
+    first = int(state.step)
+    pending: list[tuple[int, dict[str, jax.Array]]] = []
+    seen: list[dict[str, float]] = []
+    since = time.monotonic()
+    bar = tqdm(
+        total=pace.num_steps,
+        initial=first,
+        desc=label,
+        unit="step",
+        disable=jax.process_index() != 0,
+        mininterval=0.5 if sys.stderr.isatty() else 15,
+    )
+
+    def take(step: int, metrics: dict[str, jax.Array]) -> None:
+        nonlocal since
+        values = {name: float(value) for name, value in metrics.items()}
+        if values["bad_steps"] > pace.max_bad_steps:
+            raise NonFiniteError(
+                f"{label}: step {step} is the {int(values['bad_steps'])}th in a row whose loss or gradient is not finite "
+                f"(loss {values['loss']}, grad_norm {values['grad_norm']}). No weight was changed by them. Lower "
+                "optim.learning_rate, or set dtype='float32'; checkpoints hold the last good state."
+            )
+        seen.append(values)
+        bar.update(1)
+        bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        if (step + 1) % pace.log_every == 0 or step + 1 == pace.num_steps:
+            good = [v for v in seen if not v["bad_steps"]] or seen
+            mean = {f"{label}/{name}": float(np.mean([v[name] for v in good])) for name in good[0] if name != "bad_steps"}
+            mean[f"{label}/skipped_steps"] = float(sum(v["bad_steps"] > 0 for v in seen))
+            mean[f"{label}/steps_per_second"] = len(seen) / max(time.monotonic() - since, 1e-9)
+            writer.write_scalars(step + 1, mean)
+            since = time.monotonic()
+            seen.clear()
+
+    with bar:
+        for step in range(first, pace.num_steps):
+            state, metrics = run.step(state, frozen, run.put_batch(batch_at(step)))
+            pending.append((step, metrics))
+            done = step + 1
+            saving = checkpoints is not None and (done % pace.checkpoint_every == 0 or done == pace.num_steps)
+            sampling = on_sample is not None and pace.sample_every and done % pace.sample_every == 0
+            # With several processes the question is a collective: ask it only where the loop waits anyway.
+            asking = stop is not None and (jax.process_count() == 1 or saving or done % pace.log_every == 0)
+            stopping = stop.agreed() if asking else None
+            keep = 0 if saving or sampling or stopping or done == pace.num_steps else 1
+            while len(pending) > keep:
+                take(*pending.pop(0))
+            if saving or (stopping and checkpoints is not None):
+                checkpoints.save(done, state)
+            if stopping:
+                if checkpoints is not None:
+                    checkpoints.wait()
+                raise Interrupted(
+                    f"{stopping} received: {label} is saved at step {done}. Run the same command to go on.",
+                    exit_code=stop.exit_code,
+                )
+            if sampling:
+                on_sample(done, state)
+                since = time.monotonic()
+    return state

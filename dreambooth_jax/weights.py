@@ -1,0 +1,131 @@
+"""Weight files in the diffusers and transformers layout, both ways; names are the format.
+
+A path of ours becomes a key of the file by joining with dots and renaming the leaf (`kernel|scale|embedding` →
+`weight`); kernels are turned (`[in, out]` ↔ `[out, in]`, `HWIO` ↔ `OIHW`). Reading walks over the leaves that our network
+has and asks for each key; writing is the same walk backwards; what is left over on either side is an error.
+Only safetensors are read: nothing is ever unpickled.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from dreambooth_jax import tree
+
+_LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+# Keys that some files carry although they repeat another one or hold no parameter.
+_REDUNDANT = {"encoder.embed_tokens.weight": "shared.weight"}
+
+
+def key_of(path: str) -> str:
+    """`down_blocks/0/conv1/kernel` → `down_blocks.0.conv1.weight`."""
+    *stem, leaf = path.split("/")
+    return ".".join([*stem, _LEAF.get(leaf, leaf)])
+
+
+def _turned(path: str, array: np.ndarray, *, to_file: bool) -> np.ndarray:
+    if not path.endswith("/kernel"):
+        return array
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1) if to_file else array.transpose(2, 3, 1, 0)
+    return array.T
+
+
+def _files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of one component, following an index when there is one."""
+    middle = f".{variant}" if variant else ""
+    for stem in ("diffusion_pytorch_model", "model"):
+        index = folder / f"{stem}.safetensors.index{middle}.json"
+        if index.is_file():
+            names = set(json.loads(index.read_text())["weight_map"].values())
+            return [folder / name for name in sorted(names)]
+        single = folder / f"{stem}{middle}.safetensors"
+        if single.is_file():
+            return [single]
+    pickled = sorted(p.name for suffix in ("*.bin", "*.ckpt", "*.pt") for p in folder.glob(suffix))
+    others = sorted(p.name for p in folder.glob("*.safetensors"))
+    reason = f"no safetensors weights{f' of variant {variant!r}' if variant else ''} in {folder}."
+    if others:
+        reason += f" There is: {', '.join(others)}."
+    if pickled:
+        reason += (
+            f" {', '.join(pickled)} is a pickle, which can run code when opened, so it is not read. Convert it once: "
+            "load it in PyTorch diffusers and call save_pretrained(folder, safe_serialization=True)."
+        )
+    raise FileNotFoundError(reason)
+
+
+def read(
+    folder: str | Path,
+    abstract: Mapping[str, Any],
+    *,
+    variant: str | None = None,
+    put: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+) -> tree.Flat:
+    """The parameters that a network has (`abstract`), from its folder, float32, leaf by leaf.
+
+    Args:
+      put: called with (path, array) for each leaf as soon as it is read, to place it on devices.
+
+    Raises:
+      FileNotFoundError: no safetensors file; says what lies there instead.
+      ValueError: a key is missing or left over, or a shape differs; lists all of them.
+    """
+    files = _files(Path(folder), variant)
+    flat: tree.Flat = {}
+    wanted = {key_of(path): path for path in abstract}
+    found: set[str] = set()
+    wrong = []
+    for file in files:
+        with safe_open(str(file), framework="numpy") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                found.add(key)
+                if key not in wanted:
+                    continue
+                path = wanted[key]
+                array = _turned(path, tensors.get_tensor(key), to_file=False)
+                if array.shape != tuple(abstract[path].shape):
+                    wrong.append(f"{key}: found {array.shape}, expected {tuple(abstract[path].shape)}")
+                    continue
+                flat[path] = put(path, np.ascontiguousarray(array.astype(np.float32)))
+    redundant = {key for key, same in _REDUNDANT.items() if same in wanted and key not in wanted}
+    tree.check_keys(wanted, found - redundant, what=f"weights in {folder}")
+    if wrong:
+        raise ValueError(f"weights in {folder}: shapes differ from config.json:\n  " + "\n  ".join(wrong))
+    return {path: flat[path] for path in abstract}
+
+
+def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    """What is left of float32 values after a file of `dtype`, as float32."""
+    return array.astype(_DTYPES[dtype]).astype(np.float32)
+
+
+def write(folder: str | Path, flat: Mapping[str, Any], *, dtype: str, stem: str) -> Path:
+    """Writes one component's parameters as `<stem>.safetensors`; the same walk as `read`, backwards.
+
+    Raises:
+      ValueError: a value is not finite, or too large for `dtype`; nothing is written then.
+    """
+    tensors = {}
+    for path, leaf in flat.items():
+        array = _turned(path, np.asarray(leaf), to_file=True)
+        with np.errstate(over="ignore"):
+            cast = np.ascontiguousarray(array.astype(_DTYPES[dtype]))
+        if not np.isfinite(cast.astype(np.float32)).all():
+            largest = float(np.abs(np.where(np.isfinite(array), array, 0)).max())
+            raise ValueError(
+                f"{path} does not fit {dtype} (largest finite value {largest:.3g}, the rest is not finite or overflows). "
+                "Export as 'float32' or 'bfloat16', or choose an earlier checkpoint."
+            )
+        tensors[key_of(path)] = cast
+    file = Path(folder) / f"{stem}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(file), metadata={"format": "pt"})
+    return file

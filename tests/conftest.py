@@ -1,0 +1,67 @@
+"""What every test gets: 8 CPU devices, strict arithmetic, a compilation cache, repeatable numbers.
+
+The environment is set before anything imports jax, so that worker processes of pytest-xdist and
+programs started by a test inherit it.
+"""
+
+import os
+import re
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+_flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
+# Adding [C] to [B, H, W, C] by accident is how a bias ends up on the wrong axis: write axes out.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# A second run finds its compiled programs here; `pytest --cache-clear` forgets them.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(REPOSITORY / ".pytest_cache" / "d" / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+# Nothing is downloaded in a test; a hub id that slips in fails at once instead of after a time-out.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import hypothesis  # noqa: E402 (the environment above must come first)
+import numpy as np  # noqa: E402 (same)
+import pytest  # noqa: E402 (same)
+
+hypothesis.settings.register_profile(
+    "house",
+    deadline=None,  # the first example of a test compiles, the others do not
+    derandomize=True,  # a red test stays red until it is mended
+    max_examples=25,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A numpy generator, the same for every test and every run."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the working tree: configs/, dreambooth_jax/, tests/."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of public data beside a developer's clone: DreamBooth photos, tokenizers."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(
+            "needs ../shared/data (DreamBooth photos, tokenizers), absent beside this clone"
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_cascade(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of a tiny random cascade by stage: 8² "base" and 16² "upscaler" (tests/cascades.py)."""
+    import cascades
+
+    root = tmp_path_factory.mktemp("cascade")
+    return {kind: cascades.make(root / kind, kind, seed=i) for i, kind in enumerate(("base", "upscaler"))}

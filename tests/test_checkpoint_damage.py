@@ -1,0 +1,177 @@
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from checkpoint_states import BIAS, KERNEL, bits, files, like, make_state, reader, saved
+
+from dreambooth_jax.checkpoint import CheckpointError
+
+
+def flip(file: Path, position: int, bit: int = 0) -> None:
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1 << bit
+    file.write_bytes(bytes(data))
+
+
+def locate(step_folder: Path, content: bytes) -> tuple[Path, int]:
+    """The one file and place where these bytes lie."""
+    found = [
+        (file, at) for file in files(step_folder) if (at := file.read_bytes().find(content)) >= 0
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize("name", [KERNEL, BIAS])
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.5, 0.99])
+def test_a_flipped_byte_is_refused_by_the_name_of_its_leaf(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, part: float
+) -> None:
+    saved(tmp_path, 1, 2)
+    shards = make_state(2).trainable[name].addressable_shards
+    chunk = np.asarray(shards[int(part * len(shards))].data).tobytes()
+    file, at = locate(tmp_path / "2", chunk)
+    flip(file, at + int(part * len(chunk)), bit=3)
+    restored = reader(tmp_path).restore(like(make_state(0)))
+    assert restored is not None
+    assert restored[1] == 1
+    assert bits(restored[0]) == bits(make_state(1))
+    assert (
+        f"REFUSED checkpoint {tmp_path / '2'}: leaf 'trainable/{name}' has checksum" in caplog.text
+    )
+
+
+def test_no_flipped_or_missing_byte_anywhere_gives_wrong_values(tmp_path: Path) -> None:
+    good = saved(tmp_path / "good", 1, 2)
+    rng = random.Random(0)
+    expected = {step: bits(make_state(step)) for step in (1, 2)}
+    target = like(make_state(0))
+    refused = 0
+    for number, file in enumerate(files(good / "2")):
+        size = file.stat().st_size
+        for what in ("flip", "flip", "flip", "cut", "gone"):
+            bad = tmp_path / "bad"
+            shutil.copytree(good, bad)
+            victim = bad / file.relative_to(good)
+            if what == "flip":
+                flip(victim, rng.randrange(size), bit=rng.randrange(8))
+            elif what == "cut":
+                os.truncate(victim, size // 2)
+            else:
+                victim.unlink()
+            restored = reader(bad).restore(target)
+            assert restored is not None, (number, what)
+            assert bits(restored[0]) == expected[restored[1]], (victim, what)
+            refused += restored[1] == 1
+            shutil.rmtree(bad)
+    assert refused > 15  # most of the files matter
+
+
+def test_a_cut_data_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved(tmp_path, 1, 2)
+    data = max(files(tmp_path / "2"), key=lambda file: file.stat().st_size)
+    os.truncate(data, 100)
+    restored = reader(tmp_path).restore(like(make_state(0)))
+    assert restored is not None
+    assert restored[1] == 1
+    named = re.search(r"REFUSED checkpoint .*/2: leaf '(.*?)' can't be read: ", caplog.text)
+    assert named
+    whole = jax.tree_util.tree_leaves_with_path(make_state(0))
+    assert named[1] in {jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in whole}
+
+
+def test_a_damaged_index_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved(tmp_path, 1, 2)
+    flip(tmp_path / "2" / "state" / "manifest.ocdbt", 50)
+    restored = reader(tmp_path).restore(like(make_state(0)))
+    assert restored is not None
+    assert restored[1] == 1
+    assert str(tmp_path / "2" / "state" / "manifest.ocdbt") in caplog.text
+
+
+def test_a_changed_manifest_is_refused_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, 1, 2)
+    file = tmp_path / "2" / "manifest" / "metadata"
+    file.write_text(file.read_text().replace("0.001", "0.002"))  # a setting, not a leaf
+    restored = reader(tmp_path).restore(like(make_state(0)))
+    assert restored is not None
+    assert restored[1] == 1
+    assert str(file) in caplog.text
+    shutil.copytree(tmp_path / "1", tmp_path / "4")  # a folder under another name
+    restored = reader(tmp_path).restore(like(make_state(0)))
+    assert restored is not None
+    assert restored[1] == 1
+
+
+def test_what_is_not_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2)
+    (tmp_path / "7").mkdir()
+    (tmp_path / "8.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "8.orbax-checkpoint-tmp" / "state").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "007").mkdir()
+    (tmp_path / "9").write_text("a file")
+    with reader(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1, 2]
+        restored = checkpoints.restore(like(make_state(0)))
+        assert restored is not None
+        assert restored[1] == 2
+        checkpoints.save(3, make_state(3))
+        checkpoints.save(7, make_state(7))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"3", "7", "7.corrupt", "notes", "007", "9"}
+    restored = reader(tmp_path).restore(like(make_state(0)))
+    assert restored is not None
+    assert bits(restored[0]) == bits(make_state(7))
+
+
+def test_what_an_interrupted_deletion_left_goes(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2, max_to_keep=3)
+    (tmp_path / "1" / "manifest" / "metadata").unlink()
+    with reader(tmp_path, max_to_keep=3) as checkpoints:
+        assert checkpoints.steps() == [2]
+        checkpoints.save(3, make_state(3))
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
+
+
+def test_no_intact_checkpoint_is_an_error_with_all_reasons(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2)
+    (tmp_path / "1" / "manifest" / "metadata").unlink()
+    data = max(files(tmp_path / "2"), key=lambda file: file.stat().st_size)
+    for position in range(0, data.stat().st_size, 50):
+        flip(data, position)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(CheckpointError) as error:
+        reader(tmp_path).restore(like(make_state(0)))
+    text = str(error.value)
+    assert re.search(r"\n  2: .*leaf '", text)
+    assert re.search(r"\n  1: there is no .*1/manifest/metadata", text)
+    assert "another workdir" in text
+    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+
+def test_a_refused_step_can_be_saved_again(tmp_path: Path) -> None:
+    for _ in range(2):  # the second time, 2.corrupt is there already
+        shutil.rmtree(tmp_path / "2", ignore_errors=True)
+        saved(tmp_path, *([] if (tmp_path / "1").exists() else [1]), 2)
+        data = max(files(tmp_path / "2"), key=lambda file: file.stat().st_size)
+        os.truncate(data, 10)
+        with reader(tmp_path) as checkpoints:
+            restored = checkpoints.restore(like(make_state(0)))
+            assert restored is not None
+            assert restored[1] == 1
+            assert checkpoints.steps() == [1]
+            assert (tmp_path / "2").exists()  # restoring alone changes nothing
+            checkpoints.save(2, make_state(2))
+        assert (tmp_path / "2.corrupt").exists()
+        restored = reader(tmp_path).restore(like(make_state(0)))
+        assert restored is not None
+        assert bits(restored[0]) == bits(make_state(2))
+        assert reader(tmp_path).steps() == [1, 2]
