@@ -22,6 +22,16 @@ def get_config(arg: str = "") -> config.ConfigDict:
     c.prior.num_images = 64
     c.prior.batch_size = 16  # as the grids' below: one compiled program draws both
     c.sample.batch_size = 16
+    c.sample.prompts = (  # places where the embedded photos do not show the subject, then its class
+        "a {subject}",
+        "a {subject} in the desert",
+        "a {subject} at night",
+        "a {subject} at sunset",
+        "a {subject} in the sky",
+        "a {subject} on a purple background",
+        "{class_prompt}",
+        "{class_prompt} in the desert",
+    )
 
     c.train.num_steps = 300
     c.train.batch_size = 8

@@ -11,14 +11,22 @@ import numpy as np
 from dreambooth_jax import __version__, pipeline, tree, weights
 from dreambooth_jax.pipeline import Stage
 
+_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".msgpack")
+
 
 def _copy_rest(stage: Stage, folder: Path) -> None:
-    """Everything of the base model's folder that is not a weight file of a component we write."""
+    """Everything of the base model's folder that is not a weight file of a component we write.
+
+    Weights beside `model_index.json`, such as one file of the whole model, are the base's as well.
+    """
     for source in sorted(stage.folder.rglob("*")):
         relative = source.relative_to(stage.folder)
-        ours = relative.parts[0] in pipeline.COMPONENTS and source.suffix in (".safetensors", ".bin", ".ckpt", ".msgpack")
-        index = source.name.endswith((".safetensors.index.json", ".bin.index.json"))
-        if source.is_dir() or ours or index or "__pycache__" in relative.parts or relative.parts[0].startswith("."):
+        top = relative.parts[0]
+        index = ".safetensors.index." in source.name or ".bin.index." in source.name
+        ours = source.suffix in _WEIGHTS or index
+        if source.is_dir() or "__pycache__" in relative.parts or top.startswith("."):
+            continue
+        if ours and (top in pipeline.COMPONENTS or len(relative.parts) == 1):
             continue
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +34,7 @@ def _copy_rest(stage: Stage, folder: Path) -> None:
 
 
 def _fix_variance(folder: Path) -> bool:
-    """Switches a learned variance to a fixed one: the loss leaves that head alone, so it no longer fits."""
+    """Switches a learned variance to a fixed one, as `Stage.fine_tuned` does."""
     file = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(file.read_text())
     if config.get("variance_type") not in ("learned", "learned_range"):
@@ -35,8 +43,14 @@ def _fix_variance(folder: Path) -> bool:
     return True
 
 
-def _card(stage: Stage, *, about: Mapping[str, Any]) -> str:
+def _card(stage: Stage, *, about: Mapping[str, Any], fixed_variance: bool) -> str:
     lines = "\n".join(f"- {name}: {value}" for name, value in about.items())
+    if fixed_variance:
+        lines += (
+            "\n\nThe base model learned the variance of its sampling steps too. Fine-tuning leaves "
+            "that output alone, so it no longer fits: the scheduler's `variance_type` is "
+            "`fixed_small` here."
+        )
     library = {"base": "IFPipeline", "upscaler": "IFSuperResolutionPipeline"}[stage.kind]
     return (
         f"---\nlibrary_name: diffusers\ntags: [text-to-image, dreambooth, {stage.kind}]\n---\n\n"
@@ -47,37 +61,62 @@ def _card(stage: Stage, *, about: Mapping[str, Any]) -> str:
 
 
 def diffusers_folder(
-    stage: Stage, params: Mapping[str, Any], folder: str | Path, *, dtype: str, about: Mapping[str, Any]
+    stage: Stage,
+    params: Mapping[str, Any],
+    folder: str | Path,
+    *,
+    dtype: str,
+    about: Mapping[str, Any],
+    tuned: bool = True,
 ) -> Path:
     """Writes `folder` in the layout of the base model it came from, with these weights in `dtype`.
 
     Args:
       params: flat weights with all leaves of the stage.
       about: lines of the model card, name → value (base model, prompts, steps, …).
+      tuned: whether the weights are not the base's own; a learned variance is then fixed.
 
     Raises:
-      ValueError: a weight does not fit the dtype, or the folder read back is not what was written.
+      ValueError: a weight does not fit the dtype, or the folder read back is not what was written,
+        or `folder` holds something else than a model. What was there before stays as it is.
     """
     folder = Path(folder)
+    if folder.exists() and not (folder / "model_index.json").is_file() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds something else than an exported model, and an export replaces all of "
+            "it. Give another folder."
+        )
     tree.check_keys(stage.abstract, params, what="weights to export")
     part = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(part, ignore_errors=True)
-    _copy_rest(stage, part)
-    _fix_variance(part)
-    for component, stem in pipeline.COMPONENTS.items():
-        weights.write(part / component, tree.prefixed(params, component), dtype=dtype, stem=stem)
-    (part / "README.md").write_text(_card(stage, about=about))
-    _verify(part, stage, params, dtype=dtype)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        _copy_rest(stage, part)
+        fixed = tuned and _fix_variance(part)
+        for component, stem in pipeline.COMPONENTS.items():
+            flat = tree.prefixed(params, component)
+            weights.write(part / component, flat, dtype=dtype, stem=stem)
+        (part / "README.md").write_text(_card(stage, about=about, fixed_variance=fixed))
+        _verify(part, stage, params, dtype=dtype)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
     part.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
 def _verify(folder: Path, stage: Stage, params: Mapping[str, Any], *, dtype: str) -> None:
-    """Reads the folder as a stranger would and compares every number with what was to be written."""
+    """Reads the folder as a stranger would and compares every number with what was to be there."""
     again = pipeline.open_stage(str(folder), kind=stage.kind)
     found = pipeline.read_weights(again)
     for path, value in params.items():
         expected = weights.rounded(np.asarray(value), dtype)
         if not np.array_equal(expected, found[path]):
-            raise ValueError(f"{folder}: {path} read back differs from what was written: is the disk full or failing?")
+            raise ValueError(
+                f"{folder}: {path} read back differs from what was written: is the disk full or "
+                "failing?"
+            )

@@ -1,6 +1,7 @@
-"""Pictures from prompts: the jitted sampler of one stage, its batches spread over the mesh, and the cascade of two.
+"""Pictures from prompts: the jitted sampler of one stage, and the cascade of two.
 
-Image i is a function of its own seed alone: neither the batch it is drawn in nor the number of devices changes it.
+Batches are spread over the mesh. Image i is a function of its own seed alone: neither the batch it
+is drawn in nor the number of devices changes it.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a stage samples; `noise_level` is the time step of the noise on an upscaler's low-res input."""
+    """How a stage samples; `noise_level` is that of an upscaler's low-res input, as a time step."""
 
     name: str
     num_steps: int
@@ -47,12 +48,15 @@ class Text:
         return np.array([index[prompt] for prompt in prompts], np.int32)
 
 
-def encode(stage: Stage, params: tree.Flat, prompts: Sequence[str], *, dtype: Any, keep: str | None = None) -> Text:
-    """Encodes the empty prompt and each different prompt once (see `Tokenizer.encode` for `keep`)."""
+def encode(
+    stage: Stage, params: tree.Flat, prompts: Sequence[str], *, dtype: Any, keep: str | None = None
+) -> Text:
+    """Encodes the empty prompt and each other prompt once (`Tokenizer.encode` explains `keep`)."""
     unique = tuple(dict.fromkeys(("", *prompts)))
     tokens = stage.tokenizer.encode(unique, keep=keep)
     encoder = {path: leaf for path, leaf in params.items() if path.startswith("text_encoder/")}
-    return Text(unique, jax.jit(functools.partial(stage.encode_text, dtype=dtype))(encoder, tokens["ids"], tokens["mask"]))
+    jitted = jax.jit(functools.partial(stage.encode_text, dtype=dtype))
+    return Text(unique, jitted(encoder, tokens["ids"], tokens["mask"]))
 
 
 def sample_batch(
@@ -72,7 +76,10 @@ def sample_batch(
     if low_res is not None:
         level = jnp.full(rows.shape, settings.noise_level, jnp.int32)
         low_keys = jax.vmap(lambda key: rng.named(key, "low_res"))(keys)
-        extra = {"condition": stage.condition(low_res, sampler.first_noise(low_keys, shape), level), "noise_level": level}
+        extra = {
+            "condition": stage.condition(low_res, sampler.first_noise(low_keys, shape), level),
+            "noise_level": level,
+        }
     text = table[rows]
     guided = settings.guidance_scale != 1.0
 
@@ -110,29 +117,34 @@ class Sampler:
 
     def __init__(self, stage: Stage, settings: Settings, *, mesh: Mesh):
         self.stage, self.settings, self.mesh = stage, settings, mesh
-        rows = sharding.rows(mesh)
-        self._call = jax.jit(functools.partial(sample_batch, stage=stage, settings=settings), out_shardings=rows)
+        pure = functools.partial(sample_batch, stage=stage, settings=settings)
+        self._call = jax.jit(pure, out_shardings=sharding.rows(mesh))
 
     def batch(
-        self, params: tree.Flat, text: Text, prompts: Sequence[str], seeds: Sequence[int], low_res: np.ndarray | None
+        self,
+        params: tree.Flat,
+        text: Text,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        low_res: np.ndarray | None,
     ) -> np.ndarray:
-        """Pictures float32 `[B,H,W,C]` in [-1, 1], one per prompt and seed; B must divide over the mesh.
+        """Pictures float32 `[B,H,W,C]` in [-1, 1], one per prompt and seed.
 
-        low_res: float32 `[B,h,w,C]` for an upscaler, None for a base.
+        low_res: float32 `[B,h,w,C]` for an upscaler, None for a base. B must divide over the mesh.
         """
-        rows = sharding.rows(self.mesh)
+        split = functools.partial(sharding.put, sharding=sharding.rows(self.mesh))
         unet = {path: leaf for path, leaf in params.items() if path.startswith("unet/")}
-        low = None if low_res is None else sharding.put(low_res, rows)
-        seeds32 = np.asarray(seeds, np.uint32)
-        made = self._call(unet, text.table, sharding.put(text.rows(prompts), rows), sharding.put(seeds32, rows), low)
-        return sharding.fetch(made)
+        rows, seeds32 = split(text.rows(prompts)), split(np.asarray(seeds, np.uint32))
+        low = None if low_res is None else split(low_res)
+        return sharding.fetch(self._call(unet, text.table, rows, seeds32, low))
 
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
     """The stages of a model in order, ready to draw: base, then (where there is one) the upscaler.
 
-    Every batch has `batch_size` rows, a short one is filled up with repeats: one program serves them all.
+    Every batch has `batch_size` rows, a short one is filled up with repeats: one program serves
+    them all.
     """
 
     samplers: Sequence[Sampler]
@@ -140,9 +152,14 @@ class Cascade:
     batch_size: int
 
     def draw(
-        self, params: Sequence[tree.Flat], prompts: Sequence[str], seeds: Sequence[int], *, label: str
+        self,
+        params: Sequence[tree.Flat],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        label: str,
     ) -> list[np.ndarray]:
-        """uint8 pictures of every stage, `[N,H,W,C]` each, in order of the stages; a progress bar counts images."""
+        """uint8 pictures `[N,H,W,C]` of every stage, in order; a progress bar counts images."""
         kept: list[list[np.ndarray]] = [[] for _ in self.samplers]
         bar = tqdm(
             total=len(prompts),
@@ -155,9 +172,12 @@ class Cascade:
             for start in range(0, len(prompts), self.batch_size):
                 chosen = np.arange(start, start + self.batch_size) % len(prompts)
                 count = min(self.batch_size, len(prompts) - start)
+                row_prompts = [prompts[i] for i in chosen]
+                row_seeds = [seeds[i] for i in chosen]
                 low = None
-                for keep, sampler_, text, flat in zip(kept, self.samplers, self.texts, params, strict=True):
-                    made = sampler_.batch(flat, text, [prompts[i] for i in chosen], [seeds[i] for i in chosen], low)
+                stages = zip(kept, self.samplers, self.texts, params, strict=True)
+                for keep, stage_sampler, text, flat in stages:
+                    made = stage_sampler.batch(flat, text, row_prompts, row_seeds, low)
                     keep.append(_as_bytes(made)[:count])
                     low = images.to_float(_as_bytes(made))
                 bar.update(count)

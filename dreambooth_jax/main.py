@@ -1,4 +1,6 @@
-"""The command line: `python -m dreambooth_jax.main --config=configs/imagen_like.py --workdir=runs/bird`.
+"""The command line.
+
+    python -m dreambooth_jax.main --config=configs/imagen_like.py --workdir=runs/bird
 
 Kept short on purpose: everything below it can be imported and tested without flags.
 """
@@ -19,17 +21,28 @@ from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.train import Interrupted, NonFiniteError
 
 FLAGS = flags.FLAGS
-CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: a file of configs/.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; '' is runs/<name of the config>-<class noun>.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The settings: a file of configs/.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Folder of the run; '' is runs/<name of the config>-<class noun>."
+)
 MODE = flags.DEFINE_enum("mode", "train", ["train"], "What to do.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, for a run on several hosts.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes of the run, all hosts together.", lower_bound=1)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "host:port of process 0, for a run on several hosts."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 1, "Processes of the run, all hosts together.", lower_bound=1
+)
 PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.", lower_bound=0)
 flags.mark_flag_as_required("config")
 
 
 def default_workdir(config: configs.ConfigDict) -> Path:
-    """`runs/<config>-<class noun>`, so that another subject does not land in the same folder by default."""
+    """`runs/<config>-<subject>`, so that another subject does not land in the same folder.
+
+    The subject is called by the name of its folder; the embedded one by its class noun.
+    """
     name = Path(config_flags.get_config_filename(FLAGS["config"])).stem
     images = config.subject.images
     subject = config.subject.class_noun if images == "embedded" else Path(images).name
@@ -37,26 +50,36 @@ def default_workdir(config: configs.ConfigDict) -> Path:
 
 
 def use_compile_cache(setting: str) -> None:
-    """Keeps compiled programs between runs: "" in the user's cache folder, "off" not at all, else in that folder."""
+    """Keeps compiled programs between runs, in the folder `setting`.
+
+    "" is where JAX_COMPILATION_CACHE_DIR says, else the user's cache folder; "off" keeps none.
+    """
     if setting == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
         return
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", setting or str(Path(cache) / "dreambooth_jax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if not setting and jax.config.jax_compilation_cache_dir:
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", setting or str(cache / "dreambooth_jax" / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def quiet_others() -> None:
     """Keeps the log to what this program says: libraries are heard from warnings on."""
 
     def ours(record: Any) -> bool:
-        return record.levelno >= std_logging.WARNING or "dreambooth_jax" in Path(record.pathname).parts
+        from_us = "dreambooth_jax" in Path(record.pathname).parts
+        return from_us or record.levelno >= std_logging.WARNING
 
-    logging.set_verbosity(logging.INFO)
+    others = PROCESS_ID.value > 0  # one process tells what all of them do
+    logging.set_verbosity(max(FLAGS.verbosity, logging.WARNING if others else logging.INFO))
     logging.use_absl_handler()
     logging.get_absl_handler().addFilter(ours)
 
 
 def main(argv: list[str]) -> None:
+    """Runs the experiment; ends with a message and an exit code where something is wrong."""
     del argv
     quiet_others()
     config = CONFIG.value
@@ -64,11 +87,12 @@ def main(argv: list[str]) -> None:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     use_compile_cache(config.compile.cache_dir)
     try:
-        report = experiment.run(config, Path(WORKDIR.value) if WORKDIR.value else default_workdir(config))
+        folder = Path(WORKDIR.value) if WORKDIR.value else default_workdir(config)
+        report = experiment.run(config, folder)
     except Interrupted as interrupted:
         logging.warning("%s", interrupted)
         sys.exit(interrupted.exit_code)
-    except (ValueError, FileNotFoundError, CheckpointError, NonFiniteError) as error:
+    except (ValueError, OSError, CheckpointError, NonFiniteError) as error:
         if FLAGS.verbosity > logging.INFO:
             raise
         logging.error("%s", error)

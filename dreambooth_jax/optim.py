@@ -1,4 +1,4 @@
-"""The optimizer: clipping, an update rule by name, and the learning rate over global optimizer steps."""
+"""The optimizer: clipping, an update rule by name, the learning rate over optimizer steps."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -40,9 +40,10 @@ OPTIMIZERS: dict[str, Rule] = {
 
 
 def lr_schedule(settings: OptimSettings, *, num_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then the named shape until step `num_steps`; counted in optimizer steps."""
+    """Linear warm-up from 0 to the peak, then the named shape until `num_steps` optimizer steps."""
     peak, warmup = settings.learning_rate, settings.warmup_steps
-    after = LR_SCHEDULES[settings.schedule](peak, settings.final_fraction, max(num_steps - warmup, 1))
+    shape = LR_SCHEDULES[settings.schedule]
+    after = shape(peak, settings.final_fraction, max(num_steps - warmup, 1))
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
@@ -51,13 +52,16 @@ def lr_schedule(settings: OptimSettings, *, num_steps: int) -> optax.Schedule:
 def make(settings: OptimSettings, *, num_steps: int) -> optax.GradientTransformation:
     """Clipping to a global norm (0 = off), then the update rule."""
     rule = OPTIMIZERS[settings.name](lr_schedule(settings, num_steps=num_steps), settings)
-    return optax.chain(optax.clip_by_global_norm(settings.grad_clip), rule) if settings.grad_clip else rule
+    if not settings.grad_clip:
+        return rule
+    return optax.chain(optax.clip_by_global_norm(settings.grad_clip), rule)
 
 
 def average(ema: Flat, new: Flat, step: jax.Array, decay: float) -> Flat:
-    """The exponential moving average after `step + 1` updates, with the decay rising as (1 + n) / (10 + n).
+    """The exponential moving average after n + 1 updates; n is `step`.
 
-    The rise lets the average forget the starting point early (as in TensorFlow's ExponentialMovingAverage).
+    The decay rises as (1 + n) / (10 + n), up to `decay`, which lets the average forget the starting
+    point early (as in TensorFlow's ExponentialMovingAverage).
     """
     rate: Any = jax.numpy.minimum(decay, (1.0 + step) / (10.0 + step))
     return {path: rate * ema[path] + (1 - rate) * new[path] for path in ema}

@@ -1,7 +1,7 @@
-"""Named random streams: every draw is a function of (seed, step, name), so nothing needs to be restored.
+"""Named random streams: every draw is a function of (seed, step, name), nothing is to be restored.
 
-A name is hashed and folded into the key, so adding a stream never changes another one, and the same step draws the
-same numbers on any number of devices, before and after a resume.
+A name is hashed and folded into the key, so adding a stream never changes another one, and the same
+step draws the same numbers on any number of devices, before and after a resume.
 """
 
 import hashlib
@@ -27,7 +27,8 @@ def key(seed: int, step: int | jax.Array, name: str) -> jax.Array:
 
 
 def generator(seed: int, *parts: int | str) -> np.random.Generator:
-    """A numpy generator for the stream named by `parts`; for what is drawn on the host (batches, crops)."""
-    # As uint64: a list with a number above 2**63 (any negative seed) would go through float64 and lose bits.
+    """A numpy generator for the stream named by `parts`, drawn on the host (batches, crops)."""
+    # As uint64: a list with a number above 2**63 (any negative seed) would go through float64 and
+    # lose bits.
     words = np.array([seed & (2**64 - 1), _hashed(*parts)], np.uint64)
     return np.random.Generator(np.random.Philox(key=words))

@@ -1,7 +1,8 @@
-"""Where arrays live: the mesh, regex tables from paths to shardings, and the table of where everything went.
+"""Where arrays live: the mesh, regex tables from paths to shardings, the table of what went where.
 
-Axes: `data` splits the rows of a batch; `fsdp` splits rows as well, and the parameters and optimizer state (ZeRO-3,
-Rajbhandari et al. 2020); `tensor` is reserved for splitting single layers. Networks never mention any of them.
+Axes: `data` splits the rows of a batch; `fsdp` splits rows as well, and the parameters and
+optimizer state (ZeRO-3, Rajbhandari et al. 2020); `tensor` is reserved for splitting single layers.
+Networks never mention any of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,9 @@ ROWS = P(("data", "fsdp"))
 Rules = Sequence[tuple[str, str]]
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+    *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh over all devices; one size may be -1: it takes what the others leave.
 
     Raises:
@@ -37,7 +40,9 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequen
             f"mesh: {asked} do not multiply to the {len(devices)} devices of this run. "
             "Set one of them to -1 to take all that the others leave."
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -55,7 +60,9 @@ def check_rows(rows: int, mesh: Mesh, *, key: str) -> None:
     if rows % parts:
         below, above = rows // parts * parts, (rows // parts + 1) * parts
         sizes = f"{below} or {above}" if below else f"{above}"
-        raise ValueError(f"{key} = {rows} does not divide over {parts} devices (data × fsdp). Set it to {sizes}.")
+        raise ValueError(
+            f"{key} = {rows} does not divide over {parts} devices (data × fsdp). Set it to {sizes}."
+        )
 
 
 def spec(path: str, leaf: Any, *, rules: Rules, mesh: Mesh, min_bytes: int) -> P:
@@ -70,7 +77,9 @@ def spec(path: str, leaf: Any, *, rules: Rules, mesh: Mesh, min_bytes: int) -> P
     return P()
 
 
-def shardings(flat: Mapping[str, Any], *, rules: Rules, mesh: Mesh, min_bytes: int) -> dict[str, NamedSharding]:
+def shardings(
+    flat: Mapping[str, Any], *, rules: Rules, mesh: Mesh, min_bytes: int
+) -> dict[str, NamedSharding]:
     """The sharding of each leaf of a flat dictionary."""
     return {
         path: NamedSharding(mesh, spec(path, leaf, rules=rules, mesh=mesh, min_bytes=min_bytes))
@@ -78,10 +87,13 @@ def shardings(flat: Mapping[str, Any], *, rules: Rules, mesh: Mesh, min_bytes: i
     }
 
 
-def like_parameters(state: Any, by_path: Mapping[str, NamedSharding], params: Mapping[str, Any], mesh: Mesh) -> Any:
-    """Shardings for a tree that holds copies of the parameters (optimizer state, averages) besides counters.
+def like_parameters(
+    state: Any, by_path: Mapping[str, NamedSharding], params: Mapping[str, Any], mesh: Mesh
+) -> Any:
+    """Shardings for a tree with copies of the parameters in it (optimizer state, averages).
 
-    A leaf below a parameter's path and of its shape goes where the parameter is; everything else is replicated.
+    A leaf below a parameter's path and of its shape goes where the parameter is; everything else,
+    such as counters, is replicated.
     """
 
     def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -114,8 +126,9 @@ def fetch(array: jax.Array | np.ndarray) -> np.ndarray:
     """A global array, whole, on every process's host; a host array as it is."""
     if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
-    gathered = jax.jit(lambda x: x, out_shardings=NamedSharding(array.sharding.mesh, P()))(array)
-    return np.asarray(gathered)
+    assert isinstance(array.sharding, NamedSharding)  # the only kind that this project makes
+    whole = NamedSharding(array.sharding.mesh, P())
+    return np.asarray(jax.jit(lambda x: x, out_shardings=whole)(array))
 
 
 def table(flat: Mapping[str, Any], by_path: Mapping[str, NamedSharding]) -> str:
@@ -126,5 +139,7 @@ def table(flat: Mapping[str, Any], by_path: Mapping[str, NamedSharding]) -> str:
     lines = [f"{'sharding':<32}{'leaves':>8}{'parameters':>16}{'MiB':>10}"]
     for name, paths in sorted(groups.items()):
         part = {path: flat[path] for path in paths}
-        lines.append(f"{name:<32}{len(part):>8}{tree.count(part):>16,}{tree.nbytes(part) / 2**20:>10.1f}")
+        lines.append(
+            f"{name:<32}{len(part):>8}{tree.count(part):>16,}{tree.nbytes(part) / 2**20:>10.1f}"
+        )
     return "\n".join(lines)

@@ -2,8 +2,8 @@
 
     loss_fn → train_step (pure) → compiled (jit with shardings, the state donated) → fit (the loop)
 
-A batch is small arrays: `mean` `[B,H,W,C]`, `prompt` int32 `[B]`, `is_prior` bool `[B]`; an upscaler's adds `low_res`
-`[B,h,w,C]`; a trained text encoder's adds `ids`, `mask` int32 `[P,L]`.
+A batch is small arrays: `mean` `[B,H,W,C]`, `prompt` int32 `[B]`, `is_prior` bool `[B]`; an
+upscaler's adds `low_res` `[B,h,w,C]`; a trained text encoder's adds `ids`, `mask` int32 `[P,L]`.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,10 @@ Batch = Mapping[str, Any]
 
 @struct.dataclass
 class TrainState:
-    """All that changes: `bad_steps` counts non-finite steps in a row; `ema` is None unless averaged weights are kept."""
+    """All that changes in a run.
+
+    `bad_steps` counts non-finite steps in a row; `ema` is None unless averaged weights are kept.
+    """
 
     step: Array
     bad_steps: Array
@@ -43,7 +46,10 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What shapes a step and never changes in a run; levels are time steps of the low-res noise, [first, last]."""
+    """What shapes a step and never changes in a run.
+
+    `aug_levels` are the first and last level of the noise on the low-res input, as time steps.
+    """
 
     seed: int
     prior_loss_weight: float = 1.0
@@ -55,20 +61,15 @@ class Recipe:
     remat: bool = False
 
 
-class Source(Protocol):
-    """Where batches come from; a batch is a function of the step."""
-
-    prompts: Any
-
-    def batch(self, step: int) -> dict[str, np.ndarray]: ...
-
-
 class NonFiniteError(RuntimeError):
     """The run was stopped after too many non-finite steps in a row."""
 
 
 def draw(stage: Stage, recipe: Recipe, batch: Batch, step: Array) -> dict[str, Array]:
-    """Everything random of one step, for all rows: a function of (seed, step, name) on any number of devices."""
+    """Everything random of one step, for all rows.
+
+    A function of (seed, step, name), on any number of devices.
+    """
     x0 = batch["mean"]
 
     def key(name: str) -> Array:
@@ -82,13 +83,20 @@ def draw(stage: Stage, recipe: Recipe, batch: Batch, step: Array) -> dict[str, A
     if "low_res" in batch:
         first, last = recipe.aug_levels
         level = jax.random.randint(key("noise_level"), x0.shape[:1], first, last + 1)
+        noise = jax.random.normal(key("low_res"), x0.shape)
         drawn["noise_level"] = level
-        drawn["condition"] = stage.condition(batch["low_res"], jax.random.normal(key("low_res"), x0.shape), level)
+        drawn["condition"] = stage.condition(batch["low_res"], noise, level)
     return drawn
 
 
 def loss_fn(
-    trainable: tree.Flat, frozen: Mapping[str, Any], rows: Batch, *, stage: Stage, recipe: Recipe, adapter: Adapter
+    trainable: tree.Flat,
+    frozen: Mapping[str, Any],
+    rows: Batch,
+    *,
+    stage: Stage,
+    recipe: Recipe,
+    adapter: Adapter,
 ) -> tuple[Array, dict[str, Array]]:
     """Denoising loss on subject rows plus λ times that on class rows (Ruiz et al. 2022, eq. 2)."""
     params = adapter.combine(frozen["weights"], trainable)
@@ -118,11 +126,17 @@ def loss_fn(
 
 
 def gradients(
-    trainable: tree.Flat, frozen: Mapping[str, Any], rows: dict[str, Any], *, recipe: Recipe, **static: Any
+    trainable: tree.Flat,
+    frozen: Mapping[str, Any],
+    rows: dict[str, Any],
+    *,
+    recipe: Recipe,
+    **static: Any,
 ) -> tuple[Array, dict[str, Array], tree.Flat]:
-    """(loss, parts, gradients); with `accumulate` > 1 summed over parts of the batch, one after the other.
+    """(loss, parts, gradients); with `accumulate` > 1 summed over parts of the batch, in turn.
 
-    Row weights are those of the whole batch, so the sum is the large batch's gradient, whatever lies in which part.
+    Row weights are those of the whole batch, so the sum is the large batch's gradient, whatever
+    lies in which part.
     """
     grad_fn = jax.value_and_grad(functools.partial(loss_fn, recipe=recipe, **static), has_aux=True)
     if recipe.accumulate == 1:
@@ -131,13 +145,15 @@ def gradients(
 
     whole = {name: rows.pop(name) for name in ("ids", "mask") if name in rows}
     # Part a takes rows a, a + A, …: every device keeps its own rows.
-    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, recipe.accumulate, *x.shape[1:]), 1, 0), rows)
+    shape = (-1, recipe.accumulate)
+    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*shape, *x.shape[1:]), 1, 0), rows)
 
     def add(total: Any, part: dict[str, Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, grad_fn(trainable, frozen, {**part, **whole})), None
 
     first = {**jax.tree.map(lambda x: x[0], cut), **whole}
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_fn, trainable, frozen, first))
+    abstract = jax.eval_shape(grad_fn, trainable, frozen, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
     ((value, parts), grads), _ = jax.lax.scan(add, zeros, cut)
     return value, parts, grads
 
@@ -152,17 +168,21 @@ def train_step(
     adapter: Adapter,
     tx: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimizer step. A step whose loss or gradient is not finite changes nothing but the counters."""
+    """One optimizer step; where loss or gradient is not finite, only the counters change."""
     rows = draw(stage, recipe, batch, state.step)
     rows |= {name: batch[name] for name in ("prompt", "ids", "mask") if name in batch}
     rows["weights"] = loss.row_weights(batch["is_prior"], recipe.prior_loss_weight)
-    value, parts, grads = gradients(state.trainable, frozen, rows, recipe=recipe, stage=stage, adapter=adapter)
-    norm = optax.global_norm(grads)
+    value, parts, grads = gradients(
+        state.trainable, frozen, rows, recipe=recipe, stage=stage, adapter=adapter
+    )
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
     updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    ema = None if state.ema is None else optim.average(state.ema, trainable, state.step, recipe.ema_decay)
+    ema = state.ema
+    if ema is not None:
+        ema = optim.average(ema, trainable, state.step, recipe.ema_decay)
     new, old = (trainable, opt_state, ema), (state.trainable, state.opt_state, state.ema)
     trainable, opt_state, ema = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
@@ -170,7 +190,9 @@ def train_step(
     return TrainState(state.step + 1, bad_steps, trainable, opt_state, ema), metrics
 
 
-def initial_state(trainable: tree.Flat, tx: optax.GradientTransformation, *, ema: bool) -> TrainState:
+def initial_state(
+    trainable: tree.Flat, tx: optax.GradientTransformation, *, ema: bool
+) -> TrainState:
     """The state before the first step."""
     zero = jnp.zeros((), jnp.int32)
     average = jax.tree.map(jnp.copy, trainable) if ema else None
@@ -190,7 +212,10 @@ class Compiled:
     def put_batch(self, batch: Batch) -> dict[str, jax.Array]:
         """A host batch on the devices: rows split, prompt tables whole."""
         rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
-        return {name: sharding.put(x, whole if name in ("ids", "mask") else rows) for name, x in batch.items()}
+        return {
+            name: sharding.put(x, whole if name in ("ids", "mask") else rows)
+            for name, x in batch.items()
+        }
 
 
 def compiled(
@@ -205,7 +230,10 @@ def compiled(
     rules: sharding.Rules,
     min_bytes: int,
 ) -> Compiled:
-    """Jits the step over the mesh: state by the rules, frozen weights by the rules, batch by rows, metrics everywhere."""
+    """Jits the step over the mesh.
+
+    State and frozen weights are split by the rules, batches by rows; metrics are everywhere.
+    """
     place = functools.partial(sharding.shardings, rules=rules, mesh=mesh, min_bytes=min_bytes)
     by_path, whole = place(trainable), sharding.replicated(mesh)
     init = functools.partial(initial_state, tx=tx, ema=recipe.ema_decay > 0)
@@ -216,12 +244,18 @@ def compiled(
         frozen_shardings["table"] = whole
     step = functools.partial(train_step, stage=stage, recipe=recipe, adapter=adapter, tx=tx)
     return Compiled(
-        # Batches come with their shardings (rows split, prompt tables whole): None takes them as they are.
+        # Batches come with their shardings (rows split, prompt tables whole): None takes them as
+        # they are.
         step=jax.jit(
-            step, in_shardings=(states, frozen_shardings, None), out_shardings=(states, whole), donate_argnums=0
+            step,
+            in_shardings=(states, frozen_shardings, None),
+            out_shardings=(states, whole),
+            donate_argnums=0,
         ),
         init=jax.jit(init, out_shardings=states),
-        state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, states),
+        state=jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, states
+        ),
         frozen=frozen_shardings,
         mesh=mesh,
     )
@@ -229,7 +263,7 @@ def compiled(
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """How long a stage trains, and how often the loop does something besides: all in optimizer steps."""
+    """How long a stage trains, and how often the loop does something else, in optimizer steps."""
 
     num_steps: int
     log_every: int
@@ -239,11 +273,23 @@ class Pace:
 
 
 class Interrupted(RuntimeError):
-    """A signal asked the run to stop; everything is saved. `exit_code` is 128 + the signal's number."""
+    """A signal asked the run to stop, all is saved; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def leave_if_asked(stop: Any, kept: str) -> None:
+    """Between the parts of a run; with several processes all call it together.
+
+    Raises:
+      Interrupted: a signal came; `kept` tells what there is to go on from.
+    """
+    if stop is not None and (name := stop.agreed()):
+        raise Interrupted(
+            f"{name} received: {kept}. Run the same command to go on.", exit_code=stop.exit_code
+        )
 
 
 def fit(
@@ -261,8 +307,9 @@ def fit(
 ) -> TrainState:
     """Trains from `state.step` to `pace.num_steps`.
 
-    Metrics of step n are fetched after step n + 1 was dispatched, so the device never waits for the host. A request to
-    stop (`signals.GracefulStop`) is honoured after the step at hand: a checkpoint is saved first.
+    Metrics of step n are fetched after step n + 1 was dispatched, so the device never waits for the
+    host. A request to stop (`signals.GracefulStop`) is honoured after the step at hand: a
+    checkpoint is saved first.
 
     Raises:
       Interrupted: a signal came; the message says how to go on.
@@ -286,16 +333,18 @@ def fit(
         values = {name: float(value) for name, value in metrics.items()}
         if values["bad_steps"] > pace.max_bad_steps:
             raise NonFiniteError(
-                f"{label}: step {step} is the {int(values['bad_steps'])}th in a row whose loss or gradient is not finite "
-                f"(loss {values['loss']}, grad_norm {values['grad_norm']}). No weight was changed by them. Lower "
-                "optim.learning_rate, or set dtype='float32'; checkpoints hold the last good state."
+                f"{label}: step {step} is the {int(values['bad_steps'])}th in a row whose loss or "
+                f"gradient is not finite (loss {values['loss']}, grad_norm {values['grad_norm']}). "
+                "No weight was changed by them. Lower optim.learning_rate, or set dtype='float32'; "
+                "checkpoints hold the last good state."
             )
         seen.append(values)
         bar.update(1)
         bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
         if (step + 1) % pace.log_every == 0 or step + 1 == pace.num_steps:
             good = [v for v in seen if not v["bad_steps"]] or seen
-            mean = {f"{label}/{name}": float(np.mean([v[name] for v in good])) for name in good[0] if name != "bad_steps"}
+            names = [name for name in good[0] if name != "bad_steps"]
+            mean = {f"{label}/{name}": float(np.mean([v[name] for v in good])) for name in names}
             mean[f"{label}/skipped_steps"] = float(sum(v["bad_steps"] > 0 for v in seen))
             mean[f"{label}/steps_per_second"] = len(seen) / max(time.monotonic() - since, 1e-9)
             writer.write_scalars(step + 1, mean)
@@ -303,16 +352,21 @@ def fit(
             seen.clear()
 
     with bar:
+        if on_sample is not None and pace.sample_every and first and first % pace.sample_every == 0:
+            on_sample(first, state)  # again: the run may have been killed before they were drawn
         for step in range(first, pace.num_steps):
             state, metrics = run.step(state, frozen, run.put_batch(batch_at(step)))
             pending.append((step, metrics))
             done = step + 1
-            saving = checkpoints is not None and (done % pace.checkpoint_every == 0 or done == pace.num_steps)
+            last = done == pace.num_steps
+            saving = checkpoints is not None and (last or done % pace.checkpoint_every == 0)
             sampling = on_sample is not None and pace.sample_every and done % pace.sample_every == 0
-            # With several processes the question is a collective: ask it only where the loop waits anyway.
-            asking = stop is not None and (jax.process_count() == 1 or saving or done % pace.log_every == 0)
+            # With several processes the question is a collective: ask it only where the loop waits
+            # anyway.
+            waits = saving or done % pace.log_every == 0
+            asking = stop is not None and (waits or jax.process_count() == 1)
             stopping = stop.agreed() if asking else None
-            keep = 0 if saving or sampling or stopping or done == pace.num_steps else 1
+            keep = 0 if saving or sampling or stopping or last else 1
             while len(pending) > keep:
                 take(*pending.pop(0))
             if saving or (stopping and checkpoints is not None):
@@ -321,7 +375,8 @@ def fit(
                 if checkpoints is not None:
                     checkpoints.wait()
                 raise Interrupted(
-                    f"{stopping} received: {label} is saved at step {done}. Run the same command to go on.",
+                    f"{stopping} received: {label} is saved at step {done}. "
+                    "Run the same command to go on.",
                     exit_code=stop.exit_code,
                 )
             if sampling:

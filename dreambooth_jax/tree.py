@@ -1,7 +1,8 @@
 """Flat dictionaries of arrays: the one form that parameters have everywhere in this project.
 
-A flat dictionary maps a path to an array: `{"unet/down_blocks/0/resnets/0/conv1/kernel": array}`. Splitting,
-combining, checking and summarising such dictionaries is all the tree arithmetic that training needs.
+A flat dictionary maps a path to an array: `{"unet/down_blocks/0/resnets/0/conv1/kernel": array}`.
+Splitting, combining, checking and summarising such dictionaries is all the tree arithmetic that
+training needs.
 """
 
 import hashlib
@@ -31,7 +32,9 @@ def first_match(path: str, rules: Sequence[tuple[str, V]], *, what: str) -> V:
     )
 
 
-def split(flat: Mapping[str, V], chosen: Callable[[str], bool]) -> tuple[dict[str, V], dict[str, V]]:
+def split(
+    flat: Mapping[str, V], chosen: Callable[[str], bool]
+) -> tuple[dict[str, V], dict[str, V]]:
     """Two dictionaries: the paths that `chosen` accepts, and the others; the order is kept."""
     yes = {path: leaf for path, leaf in flat.items() if chosen(path)}
     no = {path: leaf for path, leaf in flat.items() if path not in yes}

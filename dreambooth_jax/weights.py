@@ -1,25 +1,28 @@
 """Weight files in the diffusers and transformers layout, both ways; names are the format.
 
-A path of ours becomes a key of the file by joining with dots and renaming the leaf (`kernel|scale|embedding` →
-`weight`); kernels are turned (`[in, out]` ↔ `[out, in]`, `HWIO` ↔ `OIHW`). Reading walks over the leaves that our network
-has and asks for each key; writing is the same walk backwards; what is left over on either side is an error.
-Only safetensors are read: nothing is ever unpickled.
+A path of ours becomes a key of the file by joining with dots and renaming the leaf
+(`kernel|scale|embedding` → `weight`); kernels are turned (`[in, out]` ↔ `[out, in]`, `HWIO` ↔
+`OIHW`). Reading walks over the leaves that our network has and asks for each key; writing is the
+same walk backwards; what is left over on either side is an error. Only safetensors are read:
+nothing is ever unpickled.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dreambooth_jax import tree
 
 _LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+_STEMS = ("diffusion_pytorch_model", "model")
 # Keys that some files carry although they repeat another one or hold no parameter.
 _REDUNDANT = {"encoder.embed_tokens.weight": "shared.weight"}
 
@@ -41,11 +44,17 @@ def _turned(path: str, array: np.ndarray, *, to_file: bool) -> np.ndarray:
 def _files(folder: Path, variant: str | None) -> list[Path]:
     """The safetensors files of one component, following an index when there is one."""
     middle = f".{variant}" if variant else ""
-    for stem in ("diffusion_pytorch_model", "model"):
+    for stem in _STEMS:
         index = folder / f"{stem}.safetensors.index{middle}.json"
         if index.is_file():
-            names = set(json.loads(index.read_text())["weight_map"].values())
-            return [folder / name for name in sorted(names)]
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            absent = [name for name in names if not (folder / name).is_file()]
+            if absent:
+                raise FileNotFoundError(
+                    f"{index} names {', '.join(absent)}, which {folder} does not have. "
+                    "Download the model again."
+                )
+            return [folder / name for name in names]
         single = folder / f"{stem}{middle}.safetensors"
         if single.is_file():
             return [single]
@@ -53,13 +62,27 @@ def _files(folder: Path, variant: str | None) -> list[Path]:
     others = sorted(p.name for p in folder.glob("*.safetensors"))
     reason = f"no safetensors weights{f' of variant {variant!r}' if variant else ''} in {folder}."
     if others:
-        reason += f" There is: {', '.join(others)}."
+        read_names = " or ".join(f"{stem}{middle}.safetensors" for stem in _STEMS)
+        reason += f" There is: {', '.join(others)}. Rename the file to read to {read_names}."
     if pickled:
         reason += (
-            f" {', '.join(pickled)} is a pickle, which can run code when opened, so it is not read. Convert it once: "
-            "load it in PyTorch diffusers and call save_pretrained(folder, safe_serialization=True)."
+            f" {', '.join(pickled)} is a pickle, which can run code when opened, so it is not "
+            "read. Convert it once: load it in PyTorch diffusers and call "
+            "save_pretrained(folder, safe_serialization=True)."
         )
     raise FileNotFoundError(reason)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(str(file), framework="numpy") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} ({file.stat().st_size} bytes) is no whole safetensors file: {error}. Copy or "
+            "download it again (a clone made without git-lfs has a short text in its place)."
+        ) from error
 
 
 def read(
@@ -76,7 +99,8 @@ def read(
 
     Raises:
       FileNotFoundError: no safetensors file; says what lies there instead.
-      ValueError: a key is missing or left over, or a shape differs; lists all of them.
+      ValueError: a key is missing or left over, or a shape differs (lists all of them); a file is
+        cut short.
     """
     files = _files(Path(folder), variant)
     flat: tree.Flat = {}
@@ -84,21 +108,23 @@ def read(
     found: set[str] = set()
     wrong = []
     for file in files:
-        with safe_open(str(file), framework="numpy") as tensors:
+        with _opened(file) as tensors:
             for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                 found.add(key)
                 if key not in wanted:
                     continue
                 path = wanted[key]
                 array = _turned(path, tensors.get_tensor(key), to_file=False)
-                if array.shape != tuple(abstract[path].shape):
-                    wrong.append(f"{key}: found {array.shape}, expected {tuple(abstract[path].shape)}")
+                shape = tuple(abstract[path].shape)
+                if array.shape != shape:
+                    wrong.append(f"{key}: found {array.shape}, expected {shape}")
                     continue
                 flat[path] = put(path, np.ascontiguousarray(array.astype(np.float32)))
     redundant = {key for key, same in _REDUNDANT.items() if same in wanted and key not in wanted}
     tree.check_keys(wanted, found - redundant, what=f"weights in {folder}")
     if wrong:
-        raise ValueError(f"weights in {folder}: shapes differ from config.json:\n  " + "\n  ".join(wrong))
+        listed = "\n  ".join(wrong)
+        raise ValueError(f"weights in {folder}: shapes differ from config.json:\n  {listed}")
     return {path: flat[path] for path in abstract}
 
 
@@ -108,7 +134,7 @@ def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def write(folder: str | Path, flat: Mapping[str, Any], *, dtype: str, stem: str) -> Path:
-    """Writes one component's parameters as `<stem>.safetensors`; the same walk as `read`, backwards.
+    """Writes one component's parameters as `<stem>.safetensors`: the walk of `read`, backwards.
 
     Raises:
       ValueError: a value is not finite, or too large for `dtype`; nothing is written then.
@@ -121,11 +147,15 @@ def write(folder: str | Path, flat: Mapping[str, Any], *, dtype: str, stem: str)
         if not np.isfinite(cast.astype(np.float32)).all():
             largest = float(np.abs(np.where(np.isfinite(array), array, 0)).max())
             raise ValueError(
-                f"{path} does not fit {dtype} (largest finite value {largest:.3g}, the rest is not finite or overflows). "
-                "Export as 'float32' or 'bfloat16', or choose an earlier checkpoint."
+                f"{path} does not fit {dtype} (largest finite value {largest:.3g}, the rest is not "
+                "finite or overflows). Export as 'float32' or 'bfloat16', or choose an earlier "
+                "checkpoint."
             )
         tensors[key_of(path)] = cast
     file = Path(folder) / f"{stem}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    mode = file.stat().st_mode  # as the umask has it; save_file leaves a file for its owner alone
     save_file(tensors, str(file), metadata={"format": "pt"})
+    file.chmod(mode)
     return file

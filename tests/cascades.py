@@ -1,7 +1,7 @@
-"""A tiny cascade in the diffusers layout with random weights: 8² → 16², seconds to compile, for tests that run things.
+"""A tiny cascade in the diffusers layout with random weights, for tests that run things.
 
-The layout is DeepFloyd IF's, the tokenizer the embedded one. Weights are random but not zero anywhere, so that
-every leaf matters to the output.
+8² → 16², seconds to compile. The layout is DeepFloyd IF's, the tokenizer the embedded one. Weights
+are random but not zero anywhere, so that every leaf matters to the output.
 """
 
 import json
@@ -83,7 +83,7 @@ INDEX = {
 
 
 def make(folder: Path, kind: str, *, seed: int = 0, **changed: dict[str, Any]) -> Path:
-    """Writes one stage, `"base"` or `"upscaler"`, into `folder`; `unet=`, `scheduler=` … change keys of a file."""
+    """Writes one stage, "base" or "upscaler", into `folder`; `unet=…`, … change keys of a file."""
     files = {
         "unet/config.json": (UNET if kind == "base" else UPSCALER) | changed.get("unet", {}),
         "text_encoder/config.json": TEXT | changed.get("text_encoder", {}),

@@ -60,8 +60,9 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_cascade(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of a tiny random cascade by stage: 8² "base" and 16² "upscaler" (tests/cascades.py)."""
+    """Folders of a tiny random cascade by stage: 8² "base", 16² "upscaler" (tests/cascades.py)."""
     import cascades
 
     root = tmp_path_factory.mktemp("cascade")
-    return {kind: cascades.make(root / kind, kind, seed=i) for i, kind in enumerate(("base", "upscaler"))}
+    seeds = {"base": 0, "upscaler": 1}
+    return {kind: cascades.make(root / kind, kind, seed=seed) for kind, seed in seeds.items()}

@@ -156,7 +156,9 @@ def test_other_settings_are_refused_with_a_table(tmp_path: Path) -> None:
     assert "another workdir" in str(error.value)
 
 
-@pytest.mark.parametrize("keys", [("train.num_steps", "log.*"), ("train.*", "log.every")])
+@pytest.mark.parametrize(
+    "keys", [("train.num_steps", "log"), ("train.*", "log.every"), ("train.num_*", "log.*")]
+)
 def test_settings_that_may_differ(tmp_path: Path, keys: tuple[str, ...]) -> None:
     saved(tmp_path, 1)
     other = {"train": CONFIG["train"] | {"num_steps": 20}, "log": {"every": 1, "images": True}}

@@ -52,9 +52,11 @@ def test_no_flipped_or_missing_byte_anywhere_gives_wrong_values(tmp_path: Path) 
     expected = {step: bits(make_state(step)) for step in (1, 2)}
     target = like(make_state(0))
     refused = 0
-    for number, file in enumerate(files(good / "2")):
+    for file in files(good / "2"):
+        if file.name == "commit_success.txt":  # not read on a local disk
+            continue
         size = file.stat().st_size
-        for what in ("flip", "flip", "flip", "cut", "gone"):
+        for what in ("flip", "flip", "cut", "gone"):
             bad = tmp_path / "bad"
             shutil.copytree(good, bad)
             victim = bad / file.relative_to(good)
@@ -65,11 +67,11 @@ def test_no_flipped_or_missing_byte_anywhere_gives_wrong_values(tmp_path: Path) 
             else:
                 victim.unlink()
             restored = reader(bad).restore(target)
-            assert restored is not None, (number, what)
+            assert restored is not None, (victim, what)
             assert bits(restored[0]) == expected[restored[1]], (victim, what)
             refused += restored[1] == 1
             shutil.rmtree(bad)
-    assert refused > 15  # most of the files matter
+    assert refused > 12  # most of the files matter
 
 
 def test_a_cut_data_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -145,8 +147,7 @@ def test_no_intact_checkpoint_is_an_error_with_all_reasons(tmp_path: Path) -> No
     saved(tmp_path, 1, 2)
     (tmp_path / "1" / "manifest" / "metadata").unlink()
     data = max(files(tmp_path / "2"), key=lambda file: file.stat().st_size)
-    for position in range(0, data.stat().st_size, 50):
-        flip(data, position)
+    data.write_bytes(bytes(byte ^ 1 for byte in data.read_bytes()))
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with pytest.raises(CheckpointError) as error:
         reader(tmp_path).restore(like(make_state(0)))

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -76,12 +77,12 @@ folder = sys.argv[3]
 devices = np.array(jax.devices()).reshape(2, 4)
 mesh = Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 specs = {"rows": P("data"), "both": P("data", "fsdp"), "all": P()}
-def state(step):
-    def leaf(spec, name):
+def state(step, names=specs):
+    def leaf(name):
         full = np.random.default_rng([step, len(name)]).integers(0, 2**32, (8, 1024), np.uint32)
-        sharding = NamedSharding(mesh, spec)
+        sharding = NamedSharding(mesh, specs[name])
         return jax.make_array_from_callback(full.shape, sharding, lambda place: full[place])
-    return {name: leaf(spec, name) for name, spec in specs.items()}
+    return {name: leaf(name) for name in names}
 def same(a, b):
     return all(
         np.array_equal(x.data, y.data)
@@ -94,14 +95,15 @@ with Checkpoints(folder, config={"a": 1}) as checkpoints:
     checkpoints.wait()
     restored, step = checkpoints.restore(state(0))
     assert step == 2 and same(restored, state(2)) and not same(restored, state(1))
-    # One process's own data file is cut: the other can read all of its shards.
+    # Process 1's own data file is cut: process 0 can read its own shards, but both must refuse.
     if jax.process_index() == 0:
         import os, pathlib
         files = pathlib.Path(folder, "2", "state", "ocdbt.process_1", "d").iterdir()
         os.truncate(max(files, key=lambda file: file.stat().st_size), 2000)
     jax.experimental.multihost_utils.sync_global_devices("cut")
-    restored, step = checkpoints.restore(state(0))
-    assert step == 1 and same(restored, state(1))
+    split = ("rows", "both")
+    restored, step = checkpoints.restore(state(0, split), partial=True)
+    assert step == 1 and same(restored, state(1, split))
     checkpoints.save(2, state(3))
 with Checkpoints(folder, config={"a": 1}) as checkpoints:
     restored, step = checkpoints.restore(state(0))
@@ -132,11 +134,19 @@ def test_two_processes(tmp_path: Path, repository: Path) -> None:
         )
         for index in range(2)
     ]
-    results = [process.communicate(timeout=120) for process in processes]
+    try:
+        results = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # no harm to one that has ended; nobody waits for one that hangs
     for process, (out, err) in zip(processes, results, strict=True):
         assert out.endswith("good\n"), err[-3000:]
         assert process.returncode == 0
-    assert any("REFUSED" in err for _, err in results)
+    refusals = [re.search(r"REFUSED checkpoint .*/2: (.*)", err) for _, err in results]
+    assert refusals[0]
+    assert refusals[0][1] == "another process could not read it"
+    assert refusals[1]
+    assert re.match(r"leaf '(rows|both)' can't be read", refusals[1][1])
     # One process reads what two wrote.
     names = {"rows": 4, "both": 4, "all": 3}
     target = {name: jax.ShapeDtypeStruct((8, 1024), "uint32") for name in names}

@@ -1,4 +1,4 @@
-"""Networks against PyTorch, live and block by block: small random models, saved and then read by us."""
+"""Networks against PyTorch, live and block by block: small random models, saved, read by us."""
 
 import contextlib
 import json
@@ -252,7 +252,7 @@ def compare_gradients(found, expected, tolerance=1e-4):
 
 
 def dreambooth_case(name: str, rng):
-    """Two subject rows and one prior row: network inputs (an upscaler's with low-res), x0, noise."""
+    """Two subject rows and one prior row: the network's inputs, x0 and noise."""
     given = inputs(name, rng, batch=3)
     x0, noise = rng.normal(size=(2, *given["x"].shape[:3], 3)).astype(np.float32)
     return given, x0, noise

@@ -1,8 +1,7 @@
 """Samplers on data whose denoiser and trajectories are known in closed form.
 
-With x0 ~ N(m, s²) per pixel and v = alpha² s² + sigma²: E[x0 | xt] = m + alpha s² / v (xt - alpha m),
-Var[x0 | xt] = s² sigma² / v, and the probability-flow ODE keeps (xt - alpha m) / sqrt(v) constant
-(Song et al. 2021, section 4.3).
+With x0 ~ N(m, s²) per pixel and v = alpha² s² + sigma²: E[x0 | xt] = m + alpha s²/v (xt - alpha m),
+and the probability-flow ODE keeps (xt - alpha m) / sqrt(v) constant (Song et al. 2021, 4.3).
 """
 
 import jax

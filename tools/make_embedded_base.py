@@ -1,11 +1,12 @@
-"""Makes the embedded base: a small Imagen-like cascade, trained by this project's own train loop on composites.
+"""Makes the embedded base: a small Imagen-like cascade, trained by this project on composites.
 
     python tools/make_embedded_base.py CACHE OUT --stage base        # 32², with its T5 encoder
-    python tools/make_embedded_base.py CACHE OUT --stage upscaler    # 32² → 64², on the base's T5 encoder
+    python tools/make_embedded_base.py CACHE OUT --stage upscaler    # 32² → 64², on the base's T5
 
-CACHE keeps the material and the checkpoints; stop it whenever you like (Ctrl-C saves), the same command goes on. OUT gets
-ordinary diffusers folders, `OUT/base` (IFPipeline) and `OUT/upscaler` (IFSuperResolutionPipeline); each
-checkpoint rewrites the averaged weights there, float16. `dreambooth_jax/assets` is such an OUT.
+CACHE keeps the material and the checkpoints; stop it whenever you like (Ctrl-C saves), the same
+command goes on. OUT gets ordinary diffusers folders, `OUT/base` (IFPipeline) and `OUT/upscaler`
+(IFSuperResolutionPipeline); each checkpoint rewrites the averaged weights there, float16.
+`dreambooth_jax/assets` is such an OUT.
 """
 
 import argparse
@@ -79,7 +80,7 @@ BASE_UNET = UNET | {
 UPSCALER_UNET = UNET | {
     "sample_size": 64,
     "in_channels": 6,
-    "block_out_channels": [16, 32, 64, 96],
+    "block_out_channels": [16, 16, 48, 96],
     "down_block_types": [PLAIN, PLAIN, PLAIN, ATTEND],
     "up_block_types": ["SimpleCrossAttnUpBlock2D"] + ["ResnetUpsampleBlock2D"] * 3,
     "class_embed_type": "timestep",
@@ -100,7 +101,11 @@ SCHEDULER = {
     "dynamic_thresholding_ratio": 0.95,
     "timestep_spacing": "leading",
 }
-NOISING = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"}
+NOISING = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+}
 EMPTY = {name: [None, None] for name in ("feature_extractor", "safety_checker", "watermarker")}
 INDEX = {
     "requires_safety_checker": False,
@@ -110,21 +115,23 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
 } | EMPTY
 
-# Per stage: phases of (steps, picture size, rows per step), the last as long as --steps says; the peak learning rate;
-# the levels of noise on the low-res side. A convolutional UNet learns what words mean from small pictures as well, and
-# they cost less, so the base begins with them. Phases may be changed between two runs of the command.
+# Per stage: phases of (steps, picture size, rows per step), the last as long as --steps says; the
+# peak learning rate; the levels of noise on the low-res side. A convolutional UNet learns what
+# words mean from small pictures as well, and they cost less, so the base begins with them. Phases
+# may be changed between two runs of the command.
 STAGES: dict[str, dict[str, Any]] = {
     "base": {"phases": [(800, 16, 32), (None, 32, 16)], "learning_rate": 1e-3, "levels": (0, 0)},
-    "upscaler": {"phases": [(None, 64, 16)], "learning_rate": 8e-4, "levels": (0, 400)},
+    "upscaler": {"phases": [(None, 64, 8)], "learning_rate": 8e-4, "levels": (0, 400)},
 }
 
 
 def skeleton(out: Path, kind: str) -> None:
     """Writes all files of a stage's folder but the weights."""
+    limit = {"sample_max_value": 1.5 if kind == "base" else 1.0}
     files: dict[str, dict[str, Any]] = {
         "text_encoder/config.json": TEXT,
         "unet/config.json": BASE_UNET if kind == "base" else UPSCALER_UNET,
-        "scheduler/scheduler_config.json": SCHEDULER | {"sample_max_value": 1.5 if kind == "base" else 1.0},
+        "scheduler/scheduler_config.json": SCHEDULER | limit,
         "model_index.json": {"_class_name": "IFPipeline"} | INDEX,
     }
     if kind == "upscaler":
@@ -149,8 +156,12 @@ def main() -> None:
     parser.add_argument("cache", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--stage", choices=STAGES, required=True)
-    parser.add_argument("--steps", type=int, required=True, help="optimizer steps in all, over all runs")
-    parser.add_argument("--save_every", type=int, default=250, help="optimizer steps between two checkpoints")
+    parser.add_argument(
+        "--steps", type=int, required=True, help="optimizer steps in all, over all runs"
+    )
+    parser.add_argument(
+        "--save_every", type=int, default=250, help="optimizer steps between two checkpoints"
+    )
     args = parser.parse_args()
     logging.set_verbosity(logging.INFO)
     made, kind = STAGES[args.stage], args.stage
@@ -182,14 +193,15 @@ def main() -> None:
             "grad_clip": 1.0,
         }
     )
-    recipe = train.Recipe(seed=0, min_snr_gamma=5.0, ema_decay=0.999, aug_levels=made["levels"])
+    recipe = train.Recipe(seed=0, ema_decay=0.999, aug_levels=made["levels"])
     prompts = ["", *all_captions()]
     material = prepare(args.cache)
     sources = []
     for number, (steps, size, batch_size) in enumerate(made["phases"]):
         render = Composites(material, size=size, seed=number).render
         low_size = 32 if kind == "upscaler" else None
-        sources.append((steps, Captions(render, prompts, batch_size=batch_size, seed=number, low_size=low_size)))
+        source = Captions(render, prompts, batch_size=batch_size, seed=number, low_size=low_size)
+        sources.append((steps, source))
     encoded = stage.tokenizer.encode(prompts)
     frozen: dict[str, Any] = {"weights": frozen_weights}
     if kind == "upscaler":
@@ -219,11 +231,19 @@ def main() -> None:
     )
     state = run.init(trainable)
     frozen = jax.tree.map(lambda x, s: sharding.put(x, s), frozen, run.frozen)
-    logging.info("%s: %d leaves, %.2f M parameters trained", kind, len(trainable), tree.count(trainable) / 1e6)
+    millions = tree.count(trainable) / 1e6
+    logging.info("%s: %d leaves, %.2f M parameters trained", kind, len(trainable), millions)
 
-    config = {"stage": made, "optim": settings.to_dict(), "unet": BASE_UNET if kind == "base" else UPSCALER_UNET}
+    config = {
+        "stage": made,
+        "optim": settings.to_dict(),
+        "unet": BASE_UNET if kind == "base" else UPSCALER_UNET,
+    }
     folder = args.cache / "checkpoints" / kind
-    with Checkpoints(folder, max_to_keep=2, config=config, may_differ=["stage"]) as checkpoints, GracefulStop() as stop:
+    with (
+        Checkpoints(folder, max_to_keep=2, config=config, may_differ=["stage"]) as checkpoints,
+        GracefulStop() as stop,
+    ):
         restored = checkpoints.restore(run.state)
         state = state if restored is None else restored[0]
 

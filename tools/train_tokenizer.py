@@ -109,8 +109,13 @@ def train(
             normalization_rule_tsv=rules.name,
             add_dummy_prefix=True,
             byte_fallback=False,
-            **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
-            **{"pad_piece": PAD, "eos_piece": EOS, "unk_piece": UNK},
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            pad_piece=PAD,
+            eos_piece=EOS,
+            unk_piece=UNK,
             num_threads=1,  # the same model every time
             minloglevel=2,
         )

@@ -1,4 +1,7 @@
-"""Full fine-tuning: the leaves that a regex table chooses are trained themselves (Ruiz et al. 2022, section 3.3)."""
+"""Full fine-tuning: the leaves that a regex table chooses are trained themselves.
+
+This is what Ruiz et al. 2022 do (section 3.3).
+"""
 
 from collections.abc import Sequence
 
@@ -11,9 +14,14 @@ def init(weights: tree.Flat, rules: Sequence[tuple[str, bool]]) -> tuple[tree.Fl
     Raises:
       ValueError: a leaf that no rule matches, or nothing left to train.
     """
-    trainable, frozen = tree.split(weights, lambda path: tree.first_match(path, rules, what="adapt.train"))
+    trainable, frozen = tree.split(
+        weights, lambda path: tree.first_match(path, rules, what="adapt.train")
+    )
     if not trainable:
-        raise ValueError(f"adapt.train = {tuple(rules)} chooses none of the {len(weights)} leaves: nothing to train.")
+        raise ValueError(
+            f"adapt.train = {tuple(rules)} chooses none of the {len(weights)} leaves: "
+            "nothing to train."
+        )
     return trainable, frozen
 
 

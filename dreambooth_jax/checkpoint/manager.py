@@ -37,7 +37,8 @@ class Checkpoints:
       config: the settings that determine the result, nested; stored with each checkpoint. One made
         with other settings is not continued from.
       max_to_keep: how many to keep; with 1 there is nothing to fall back on when it is damaged.
-      may_differ: patterns of dotted keys of `config` that may change between runs: "log.*".
+      may_differ: patterns of dotted keys of `config` that may change between runs: "train.num_*";
+        "log" covers all keys below it.
     """
 
     def __init__(

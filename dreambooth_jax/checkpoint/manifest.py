@@ -83,15 +83,18 @@ def read(file: epath.Path, step: int) -> Manifest:
 def check_config(
     saved: Mapping[str, Any], now: Mapping[str, Any], *, may_differ: Sequence[str], what: str
 ) -> None:
-    """The saved settings must be today's, but for the keys that match a pattern of `may_differ`.
+    """The saved settings must be today's, but for those that `may_differ`, patterns of keys.
+
+    A pattern covers all keys below it, too: "log" and "log.*" both cover "log.every".
 
     Raises:
       CheckpointError: with a table of the keys that differ.
     """
+    free = [form for pattern in may_differ for form in (pattern, f"{pattern}.*")]
     rows = [("key", "saved", "now")]
     for key in sorted({*saved, *now}):
         old, new = (json.dumps(c[key]) if key in c else "(absent)" for c in (saved, now))
-        if old != new and not any(fnmatch.fnmatchcase(key, pattern) for pattern in may_differ):
+        if old != new and not any(fnmatch.fnmatchcase(key, form) for form in free):
             rows.append((key, old, new))
     if len(rows) > 1:
         first, second = (max(len(row[column]) for row in rows) for column in range(2))

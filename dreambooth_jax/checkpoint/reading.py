@@ -70,8 +70,9 @@ class _PatientLoop(asyncio.SelectorEventLoop):
     """
 
     def close(self) -> None:
-        """Wait for the tasks that are left, then close."""
-        if not self.is_closed() and (left := asyncio.all_tasks(self)):
+        """Wait for the tasks that are left, and for those that they began, then close."""
+        self.set_exception_handler(lambda *_: None)  # the first failure has been raised already
+        while left := asyncio.all_tasks(self):
             self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         super().close()
 

@@ -106,7 +106,6 @@ def base_config() -> ConfigDict:
 
     c.log = ConfigDict()
     c.log.tensorboard = False  # event files in <workdir>/tensorboard as well (extra: tensorboard)
-    c.log.profile_steps = ()  # (first, last) step traced into <workdir>/profile; () is none
     c.compile = ConfigDict()
     c.compile.cache_dir = ""  # compiled programs; "" is the user's cache folder, "off" is none
     c.export = ConfigDict()

@@ -160,13 +160,6 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
         if reason := _wrong_rules(c[key], values):
             yield Problem(key, c[key], f"pairs (regex, value): {reason}", _default(key))
 
-    steps = c["log.profile_steps"]
-    whole = all(type(step) is int for step in steps)
-    if steps and not (whole and len(steps) == 2 and 0 <= steps[0] < steps[1]):
-        expected = "(first, last) with first < last, or ()"
-        example = _write("log.profile_steps", (10, 13))
-        yield Problem("log.profile_steps", steps, expected, example)
-
     yield from _wrong_names(c)
     yield from _wrong_prompts(c["sample.prompts"])
 

@@ -1,4 +1,4 @@
-"""The subject's source of the train loop: photo rows and class rows, a function of the step alone."""
+"""The subject's source of the train loop: photo rows and class rows, a function of the step."""
 
 import dataclasses
 
@@ -9,19 +9,23 @@ from dreambooth_jax import rng
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Pictures float32 `[N,H,W,C]` in [-1, 1], and for an upscaler the low-res one beside each, `[N,h,w,C]`."""
+    """Pictures float32 `[N,H,W,C]` in [-1, 1], an upscaler's with the low-res ones `[N,h,w,C]`."""
 
     pixels: np.ndarray
     low_res: np.ndarray | None = None
 
     def with_mirrored(self) -> "Pictures":
         """These pictures, then the same mirrored left to right."""
-        low = None if self.low_res is None else np.concatenate([self.low_res, self.low_res[:, :, ::-1]])
-        return Pictures(np.concatenate([self.pixels, self.pixels[:, :, ::-1]]), low)
+
+        def doubled(x: np.ndarray) -> np.ndarray:
+            return np.concatenate([x, x[:, :, ::-1]])
+
+        low_res = None if self.low_res is None else doubled(self.low_res)
+        return Pictures(doubled(self.pixels), low_res)
 
 
 def split_rows(batch_size: int, *, prior_fraction: float) -> tuple[int, int]:
-    """(subject rows, class rows) of a batch: at least one of each when there are class rows at all.
+    """(subject rows, class rows) of a batch: at least one of each, if there are class rows at all.
 
     Raises:
       ValueError: a batch of one row cannot hold both kinds.
@@ -30,8 +34,8 @@ def split_rows(batch_size: int, *, prior_fraction: float) -> tuple[int, int]:
         return batch_size, 0
     if batch_size < 2:
         raise ValueError(
-            f"train.batch_size = {batch_size} leaves no row for class images. Set it to 2 or more, or "
-            "prior_loss_weight = 0 to train without prior preservation."
+            f"train.batch_size = {batch_size} leaves no row for class images. Set it to 2 or more, "
+            "or prior_loss_weight = 0 to train without prior preservation."
         )
     prior = min(max(round(batch_size * prior_fraction), 1), batch_size - 1)
     return batch_size - prior, prior
@@ -41,7 +45,8 @@ def split_rows(batch_size: int, *, prior_fraction: float) -> tuple[int, int]:
 class SubjectBatches:
     """Batches of photos and class images; works for any number of either.
 
-    Each kind walks through its pictures in an order shuffled anew each round, so all are seen equally often.
+    Each kind walks through its pictures in an order shuffled anew each round, so all are seen
+    equally often.
     """
 
     subject: Pictures
@@ -53,24 +58,29 @@ class SubjectBatches:
     seed: int
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """`mean` `[B,H,W,C]`, `prompt` `[B]`, `is_prior` `[B]`, and `low_res` `[B,h,w,C]` where there is one."""
-        counts = split_rows(self.batch_size, prior_fraction=0 if self.prior is None else self.prior_fraction)
-        chosen = [self._walk("subject", len(self.subject.pixels), step, counts[0])]
-        kinds = [self.subject]
+        """The rows of one step, all of the subject first.
+
+        `mean` `[B,H,W,C]`, `prompt` `[B]`, `is_prior` `[B]`; for an upscaler `low_res` `[B,h,w,C]`.
+        """
+        fraction = 0 if self.prior is None else self.prior_fraction
+        counts = split_rows(self.batch_size, prior_fraction=fraction)
+        kinds = [(self.subject, self._walk("subject", len(self.subject.pixels), step, counts[0]))]
         if self.prior is not None:
-            chosen.append(self._walk("prior", len(self.prior.pixels), step, counts[1]))
-            kinds.append(self.prior)
+            kinds.append((self.prior, self._walk("prior", len(self.prior.pixels), step, counts[1])))
         is_prior = np.repeat([False, True], counts)
         batch = {
-            "mean": np.concatenate([kind.pixels[rows] for kind, rows in zip(kinds, chosen, strict=True)]),
+            "mean": np.concatenate([kind.pixels[rows] for kind, rows in kinds]),
             "prompt": np.where(is_prior, self.class_row, self.instance_row).astype(np.int32),
             "is_prior": is_prior,
         }
-        low = [kind.low_res[rows] for kind, rows in zip(kinds, chosen, strict=True) if kind.low_res is not None]
+        low = [kind.low_res[rows] for kind, rows in kinds if kind.low_res is not None]
         return batch | ({"low_res": np.concatenate(low)} if low else {})
 
     def _walk(self, kind: str, size: int, step: int, count: int) -> np.ndarray:
         """Positions step·count … of an endless walk through rounds of `size` shuffled pictures."""
         places = np.arange(step * count, (step + 1) * count)
-        rounds = {r: rng.generator(self.seed, "round", kind, int(r)).permutation(size) for r in set(places // size)}
+        rounds = {
+            r: rng.generator(self.seed, "round", kind, int(r)).permutation(size)
+            for r in set(places // size)
+        }
         return np.array([rounds[place // size][place % size] for place in places], np.int64)

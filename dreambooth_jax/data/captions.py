@@ -1,9 +1,10 @@
 """The captioned source of the train loop: any number of (picture, caption) pairs, drawn by step.
 
-A base model is trained on it; the subject's source (`batches.py`) has the same face: `prompts` and `batch(step)`.
+A base model is trained on it; the subject's source (`batches.py`) has the same face, `batch(step)`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,9 +17,10 @@ from dreambooth_jax.data import images
 class Captions:
     """Batches of captioned pictures.
 
-    render: index -> (uint8 `[H,W,3]`, caption); every caption is one of `prompts`, whose first entry is "".
-    size: pixels along a side of what the stage makes; low_size: of the low-res picture beside it, or None.
-    drop: share of rows whose caption is replaced by "", for classifier-free guidance (Ho & Salimans 2022).
+    render: index -> (uint8 `[H,W,3]`, caption), the caption one of `prompts`.
+    prompts: every caption there is; the first is "".
+    low_size: pixels along a side of the low-res picture beside each, or None.
+    drop: share of rows whose caption becomes "", for classifier-free guidance (Ho & Salimans 2022).
     """
 
     render: Callable[[int], tuple[np.ndarray, str]]
@@ -30,11 +32,16 @@ class Captions:
 
     def __post_init__(self) -> None:
         if not self.prompts or self.prompts[0] != "":
-            raise ValueError('Captions: prompts must begin with "" (the caption of the dropped rows).')
-        object.__setattr__(self, "_row", {prompt: row for row, prompt in enumerate(self.prompts)})
+            raise ValueError(
+                'Captions: prompts must begin with "" (the caption of the dropped rows).'
+            )
+
+    @functools.cached_property
+    def _row(self) -> dict[str, int]:
+        return {prompt: row for row, prompt in enumerate(self.prompts)}
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The rows of step `step`: a function of (seed, step) alone. Fresh pictures in every batch."""
+        """The rows of one step, a function of (seed, step) alone; each batch has fresh pictures."""
         drawn = rng.generator(self.seed, "captions", step)
         pairs = [self.render(step * self.batch_size + i) for i in range(self.batch_size)]
         pictures = np.stack([picture for picture, _ in pairs])

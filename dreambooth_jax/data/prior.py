@@ -1,8 +1,9 @@
-"""The class images of prior preservation: made once by the untouched base, kept as PNG beside a manifest.
+"""The class images of prior preservation: made once by the untouched base, kept as PNG files.
 
-A folder is used again only when its manifest says that it would come out the same: same prompt, seed, sampler and base
-weights. It grows in blocks: a run that was killed in the middle goes on with the next block, and the images are
-those of a run that was not. Black, constant or non-finite images are drawn again from another seed, and counted.
+A manifest lies beside them. A folder is used again only when its manifest says that it would come
+out the same: same prompt, seed, sampler and base weights. It grows in blocks: a run that was killed
+in the middle goes on with the next block, and the images are those of a run that was not. Black,
+constant or non-finite images are drawn again from another seed, and counted.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from PIL import Image
 from dreambooth_jax import rng
 
 MANIFEST = "manifest.json"
-LOW_RES = "low_res"  # sub-folder with what the base stage made, when an upscaler made the images themselves
+LOW_RES = "low_res"  # sub-folder with what the base stage made, where an upscaler made the images
 MAX_ATTEMPTS = 5
 # Standard deviation in grey levels below which a picture shows nothing.
 _EMPTY_BELOW = 2.0
@@ -35,7 +36,7 @@ class PriorError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """uint8 class images `[M,H,W,3]`, what the base stage made of them (or None), how many were drawn again."""
+    """Class images uint8 `[M,H,W,3]`, the base stage's version (or None), how many were redone."""
 
     images: np.ndarray
     low_res: np.ndarray | None
@@ -48,7 +49,7 @@ def seed_of(seed: int, index: int, attempt: int) -> int:
 
 
 def is_empty(picture: np.ndarray) -> bool:
-    """A picture `[H,W,3]` that shows nothing: (nearly) one colour, which is also what non-finite values become."""
+    """A picture `[H,W,3]` of (nearly) one colour, which is also what non-finite values become."""
     return bool(picture.astype(np.float32).std(axis=(0, 1)).max() < _EMPTY_BELOW)
 
 
@@ -66,11 +67,11 @@ def make_or_reuse(
 
     Args:
       block: images per call of `draw`; whole blocks are drawn, so that resuming changes nothing.
-      made_by: what determines the images (prompt, sampler, fingerprints), JSON-able; kept in the manifest.
+      made_by: what determines the images (prompt, sampler, fingerprints), for the JSON manifest.
       writes: whether this process writes files (one of several does).
 
     Raises:
-      PriorError: the folder was made by something else, or holds foreign files, or images stay empty.
+      PriorError: the folder was made otherwise, or holds foreign files, or images stay empty.
     """
     folder = Path(folder)
     made_by = json.loads(json.dumps(dict(made_by, seed=seed, block=block)))
@@ -86,6 +87,8 @@ def make_or_reuse(
             pictures, attempts = _draw_block(indices, seed=seed, draw=draw)
             pictures = [column[: num_images - start] for column in pictures]
             if writes:
+                if not entries:  # first, so that a run killed amid its first block knows its own
+                    _write_manifest(folder, made_by, entries)
                 entries |= _write(folder, indices[: num_images - start], pictures, attempts, seed)
                 _write_manifest(folder, made_by, entries)
         stages = len(pictures)
@@ -102,24 +105,30 @@ def _name(index: int) -> str:
 
 
 def _known(folder: Path, made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The manifest's entries, when it was made by the same means; an empty one for an empty folder."""
+    """The manifest's entries, if it was made by the same means; none for an empty folder."""
     file = folder / MANIFEST
     if not file.is_file():
-        foreign = sorted(p.name for p in folder.iterdir() if p.suffix != ".tmp") if folder.is_dir() else []
+        files = folder.iterdir() if folder.is_dir() else ()
+        foreign = sorted(path.name for path in files if path.suffix != ".tmp")
         if [name for name in foreign if name != LOW_RES]:
             raise PriorError(
-                f"{folder} holds {len(foreign)} files (the first is {foreign[0]!r}) but no {MANIFEST}: it was not made by "
-                "this program, so nobody knows by which model. Set prior.folder to another folder, or empty this one."
+                f"{folder} holds {len(foreign)} files (the first is {foreign[0]!r}) but no "
+                f"{MANIFEST}: it was not made by this program, so nobody knows by which model. "
+                "Set prior.folder to another folder, or empty this one."
             )
         return {}
     try:
         manifest = json.loads(file.read_text())
         before, entries = manifest["made_by"], manifest["images"]
     except (ValueError, KeyError, TypeError) as error:
-        raise PriorError(f"{file} cannot be read ({error}). Delete {folder} to make the images anew.") from error
+        raise PriorError(
+            f"{file} cannot be read ({error}). Delete {folder} to make the images anew."
+        ) from error
     different = [key for key in sorted(before | made_by) if before.get(key) != made_by.get(key)]
     if different:
-        lines = "".join(f"\n  {key}: then {before.get(key)!r}, now {made_by.get(key)!r}" for key in different)
+        lines = "".join(
+            f"\n  {key}: then {before.get(key)!r}, now {made_by.get(key)!r}" for key in different
+        )
         raise PriorError(
             f"the class images in {folder} were made in another way:{lines}\n"
             "Put the settings back, set prior.folder to another folder, or delete this one."
@@ -128,7 +137,7 @@ def _known(folder: Path, made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]
 
 
 def _read(folder: Path, entry: Mapping[str, Any] | None) -> list[np.ndarray] | None:
-    """The pictures of one entry in order of the stages, or None when one is missing or not what was written."""
+    """One entry's pictures in order of the stages; None when one is missing or was changed."""
     if entry is None:
         return None
     pictures = []
@@ -148,7 +157,7 @@ def _read(folder: Path, entry: Mapping[str, Any] | None) -> list[np.ndarray] | N
 def _draw_block(
     indices: Sequence[int], *, seed: int, draw: Draw
 ) -> tuple[list[np.ndarray], dict[int, int]]:
-    """Pictures of each stage for `indices`, empty ones drawn again, and the attempt that each one took."""
+    """Pictures of each stage for `indices`, empty ones drawn again, and which attempt each took."""
     attempts = dict.fromkeys(indices, 0)
     pictures = [np.array(column) for column in draw([seed_of(seed, i, 0) for i in indices])]
     for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -162,9 +171,9 @@ def _draw_block(
             for column, new in zip(pictures, again, strict=True):
                 column[k] = new[k]
     raise PriorError(
-        f"class images {[indices[k] for k in empty]} are black, of one colour or not finite after {MAX_ATTEMPTS} attempts. "
-        "The base model or its sampler is broken: try sampler.threshold='dynamic', a lower sampler.guidance_scale, "
-        "or dtype='float32'."
+        f"class images {[indices[k] for k in empty]} are black, of one colour or not finite after "
+        f"{MAX_ATTEMPTS} attempts. The base model or its sampler is broken: try "
+        "sampler.threshold='dynamic', a lower sampler.guidance_scale, or dtype='float32'."
     )
 
 
@@ -192,12 +201,21 @@ def _write(
             part.replace(file)
             files[name] = _digest(column[k])
         attempt = attempts[index]
-        entries[_name(index)] = {"files": files, "seed": seed_of(seed, index, attempt), "attempt": attempt}
+        entries[_name(index)] = {
+            "files": files,
+            "seed": seed_of(seed, index, attempt),
+            "attempt": attempt,
+        }
     return entries
 
 
 def _write_manifest(folder: Path, made_by: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{MANIFEST}.tmp"
-    content = {"made_by": made_by, "redone": sum(e["attempt"] > 0 for e in entries.values()), "images": dict(entries)}
+    content = {
+        "made_by": made_by,
+        "redone": sum(e["attempt"] > 0 for e in entries.values()),
+        "images": dict(entries),
+    }
     part.write_text(json.dumps(content, indent=1) + "\n")
     part.replace(folder / MANIFEST)

@@ -1,4 +1,7 @@
-"""The denoising loss, its weighting over time, and the prior-preservation sum (Ruiz et al. 2022, equations 1 and 2)."""
+"""The denoising loss, its weighting over time, and the sum with prior preservation.
+
+Equations 1 and 2 of Ruiz et al. 2022.
+"""
 
 from collections.abc import Mapping
 
@@ -12,32 +15,43 @@ Array = jax.Array
 
 
 def min_snr_weight(schedule: Schedule, t: Array, gamma: float) -> Array:
-    """Min-SNR-γ weight `[B]` of the squared error in the network's own output (Hang et al. 2023, section 3.4).
+    """Min-SNR-γ weight `[B]` of the squared error in the network's own output.
 
-    min(SNR, γ) weighs the error of x0; the output's squared error is SNR (ε), SNR + 1 (v) or 1 (x0) times that error.
+    min(SNR, γ) weighs the error of x0 (Hang et al. 2023, section 3.4); the output's squared error
+    is SNR (ε), SNR + 1 (v) or 1 (x0) times that error.
     """
     snr = schedule.snr(t)
-    divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": jnp.ones_like(snr)}[schedule.prediction_type]
-    return jnp.minimum(snr, gamma) / jnp.maximum(divisor, 1e-20)
+    divisors = {"epsilon": snr, "v_prediction": snr + 1, "sample": jnp.ones_like(snr)}
+    return jnp.minimum(snr, gamma) / jnp.maximum(divisors[schedule.prediction_type], 1e-20)
 
 
 def denoising(
-    schedule: Schedule, output: Array, *, x0: Array, noise: Array, t: Array, min_snr_gamma: float = 0.0
+    schedule: Schedule,
+    output: Array,
+    *,
+    x0: Array,
+    noise: Array,
+    t: Array,
+    min_snr_gamma: float = 0.0,
 ) -> Array:
     """Mean squared error of the network's output per example: `[B,H,W,C or 2C] -> [B]`, float32.
 
-    Channels after the first C are a learned variance; they are left alone here. γ = 0 means no weighting.
+    Channels after the first C are a learned variance; they are left alone here. γ = 0 means no
+    weighting.
     """
     output = output[..., : x0.shape[-1]].astype(jnp.float32)
     error = jnp.square(output - process.target(schedule, x0, noise, t))
     per_example = error.mean(tuple(range(1, error.ndim)))
-    return per_example if not min_snr_gamma else per_example * min_snr_weight(schedule, t, min_snr_gamma)
+    if not min_snr_gamma:
+        return per_example
+    return per_example * min_snr_weight(schedule, t, min_snr_gamma)
 
 
 def row_weights(is_prior: Array, prior_loss_weight: float) -> dict[str, Array]:
-    """Weights `[B]` so that sums over rows become means over the subject's and over the class's rows.
+    """Weights `[B]` that make sums over rows means over the subject's and over the class's rows.
 
-    `loss = Σ subject·l + λ Σ prior·l`: eq. 2 with any number of rows of either kind, however they are sharded or split.
+    `loss = Σ subject·l + λ Σ prior·l`: equation 2 with any number of rows of either kind, however
+    they are sharded or split.
     """
     is_prior = is_prior.astype(jnp.float32)
     subject = (1 - is_prior) / jnp.maximum((1 - is_prior).sum(), 1)
@@ -48,4 +62,5 @@ def row_weights(is_prior: Array, prior_loss_weight: float) -> dict[str, Array]:
 def with_prior(per_example: Array, weights: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
     """The loss of equation 2, and its two parts under their names in the logs."""
     parts = {"loss/subject": weights["subject"], "loss/prior": weights["prior"]}
-    return (per_example * weights["total"]).sum(), {name: (per_example * w).sum() for name, w in parts.items()}
+    sums = {name: (per_example * weight).sum() for name, weight in parts.items()}
+    return (per_example * weights["total"]).sum(), sums

@@ -1,8 +1,10 @@
 """The forward process, and the readings of what the network says.
 
     xt = alpha_t x0 + sigma_t noise
-    epsilon:       output = noise                          v_prediction: output = alpha_t noise - sigma_t x0
-    sample:        output = x0                             (Salimans & Ho 2022, appendix D)
+
+    epsilon:       output = noise
+    v_prediction:  output = alpha_t noise - sigma_t x0     (Salimans & Ho 2022, appendix D)
+    sample:        output = x0
 
 All arrays are `[B, ...]`, t is int32 `[B]`.
 """
@@ -22,7 +24,7 @@ def along(values: Array, x: Array) -> Array:
 
 
 def add_noise(schedule: Schedule, x0: Array, noise: Array, t: Array) -> Array:
-    """xt for a clean x0, noise and time step."""
+    """The noisy sample xt of a clean x0, noise and time step."""
     alpha, sigma = schedule.alpha_sigma(t)
     return along(alpha, x0) * x0 + along(sigma, x0) * noise
 
@@ -48,7 +50,7 @@ def readings(schedule: Schedule, output: Array, xt: Array, t: Array) -> tuple[Ar
 
 
 def upsample_bilinear(x: Array, size: int) -> Array:
-    """`[B,h,w,C] -> [B,size,size,C]`, corners on corners: how IF shows the low-res image to its upscaler."""
+    """`[B,h,w,C] -> [B,size,size,C]`, corners on corners, as IF enlarges what its upscaler sees."""
 
     def weights(small: int) -> np.ndarray:
         at = np.linspace(0, small - 1, size)

@@ -1,7 +1,8 @@
 """Samplers: a fold of one pure rule over falling time steps, inside one `lax.scan`.
 
-A rule takes the sample from (alpha_t, sigma_t) to the next, less noisy (alpha_s, sigma_s); the last step goes to (1, 0).
-A rule is one function and one line in `SAMPLERS`; it sees numbers, not steps of a table, so it serves any schedule.
+A rule takes the sample from (alpha_t, sigma_t) to the next, less noisy (alpha_s, sigma_s); the last
+step goes to (1, 0). A rule is one function and one line in `SAMPLERS`; it sees numbers, not steps
+of a table, so it serves any schedule.
 """
 
 import dataclasses
@@ -21,8 +22,9 @@ Array = jax.Array
 class Step:
     """What a rule sees of one step; alpha and sigma are float32 scalars, now (t) and next (s).
 
-    variance: the network's own variance channels, or None.  noise: fresh N(0, I).  before: the previous step's x0_hat
-    and half log-SNR, None at the first step of a fold that does not need them.
+    noise: fresh N(0, I).
+    variance: the network's own variance channels, or None; `variance_type` says what they mean.
+    x0_before, lambda_before: the previous step's x0_hat and half log-SNR; zeros where `is_first`.
     """
 
     alpha_t: Array
@@ -42,18 +44,25 @@ def _half_log_snr(alpha: Array, sigma: Array) -> Array:
 
 
 def ddpm(x: Array, x0_hat: Array, noise_hat: Array, step: Step) -> Array:
-    """Ancestral sampling from q(x_s | x_t, x0_hat) (Ho et al. 2020, eqs. 6-7), with a fixed or learned variance.
+    """Ancestral sampling from q(x_s | x_t, x0_hat) (Ho et al. 2020, eqs. 6-7).
 
-    Learned range (Nichol & Dhariwal 2021, eq. 15): log variance between that of q and beta. No noise at the last step.
+    The variance is fixed or learned; a learned range (Nichol & Dhariwal 2021, eq. 15) has its log
+    variance between that of q and beta. No noise at the last step.
     """
     del noise_hat
     alpha_ts = step.alpha_t / step.alpha_s
-    # Equal to 1 - alpha_ts², which in float32 would lose up to 0.1% of x0 near the clean end, where beta is ~1e-4.
+    # Equal to 1 - alpha_ts², which in float32 would lose up to 0.1% of x0 near the clean end, where
+    # beta is about 1e-4.
     beta = jnp.square(step.sigma_t) - jnp.square(alpha_ts * step.sigma_s)
     left = jnp.square(step.sigma_s) / jnp.square(step.sigma_t)
     mean = step.alpha_s * beta / jnp.square(step.sigma_t) * x0_hat + alpha_ts * left * x
     small = jnp.maximum(left * beta, 1e-20)
     if step.variance_type == "learned_range":
+        if step.variance is None:
+            raise ValueError(
+                "variance_type 'learned_range' needs a network with twice as many output channels "
+                "as the image has; this one has none for the variance. Use 'fixed_small'."
+            )
         fraction = (step.variance + 1) / 2
         log_variance = fraction * jnp.log(beta) + (1 - fraction) * jnp.log(small)
     elif step.variance_type == "fixed_large":
@@ -70,7 +79,10 @@ def ddim(x: Array, x0_hat: Array, noise_hat: Array, step: Step) -> Array:
 
 
 def dpmpp_2m(x: Array, x0_hat: Array, noise_hat: Array, step: Step) -> Array:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); second order, first order at the first and the last step."""
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
+
+    Second order; first order at the first and the last step.
+    """
     del noise_hat
     lambda_t = _half_log_snr(step.alpha_t, step.sigma_t)
     h = _half_log_snr(step.alpha_s, step.sigma_s) - lambda_t
@@ -85,6 +97,7 @@ Rule = Callable[[Array, Array, Array, Step], Array]
 SAMPLERS: dict[str, Rule] = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
 
 Denoise = Callable[[Array, Array], Array]
+Carry = tuple[Array, Array, Array]
 
 
 def _normal(keys: Array, shape: tuple[int, ...]) -> Array:
@@ -92,7 +105,7 @@ def _normal(keys: Array, shape: tuple[int, ...]) -> Array:
 
 
 def first_noise(keys: Array, shape: tuple[int, ...]) -> Array:
-    """The starting noise `[B, *shape]`: each image draws from its own key, so it is the same in any batch."""
+    """The starting noise `[B, *shape]`: one key for each image, so it is the same in any batch."""
     return _normal(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), shape)
 
 
@@ -118,11 +131,11 @@ def sample(
     channels = x.shape[-1]
     x = x.astype(jnp.float32)
 
-    def body(carry: tuple[Array, Array, Array], i: Array) -> tuple[tuple[Array, Array, Array], None]:
+    def body(carry: Carry, i: Array) -> tuple[Carry, None]:
         x, x0_before, lambda_before = carry
-        t = jnp.asarray(times)[i]
-        (alpha_t, alpha_s), (sigma_t, sigma_s) = schedule.alpha_sigma(jnp.asarray(times)[jnp.stack([i, i + 1])])
-        batch_t = jnp.full((x.shape[0],), t, jnp.int32)
+        now_and_next = jnp.asarray(times)[jnp.stack([i, i + 1])]
+        (alpha_t, alpha_s), (sigma_t, sigma_s) = schedule.alpha_sigma(now_and_next)
+        batch_t = jnp.full((x.shape[0],), now_and_next[0], jnp.int32)
         output = denoise(x, batch_t).astype(jnp.float32)
         x0_hat, noise_hat = process.readings(schedule, output[..., :channels], x, batch_t)
         x0_hat = threshold(x0_hat)

@@ -1,9 +1,12 @@
-"""The noise schedule: which alpha_t and sigma_t belong to a time step, and what the network predicts.
+"""The noise schedule: alpha_t and sigma_t of every time step, and what the network predicts.
 
-Everything is read from `scheduler_config.json` of the model folder; a value that is not known is an error, never a guess.
+Everything is read from `scheduler_config.json` of the model folder; a value that is not known is an
+error, never a guess.
 
-* `linear`: betas evenly spaced (Ho et al. 2020); `scaled_linear`: their square roots evenly spaced (Rombach et al. 2022);
-* `squaredcos_cap_v2`: `alphas_cumprod(u) = cos²((u + 0.008)/1.008 · π/2)`, betas capped at 0.999 (Nichol & Dhariwal 2021).
+* `linear`: betas evenly spaced (Ho et al. 2020);
+* `scaled_linear`: their square roots evenly spaced (Rombach et al. 2022);
+* `squaredcos_cap_v2`: `alphas_cumprod(u) = cos²((u + 0.008)/1.008 · π/2)`, betas capped at 0.999
+  (Nichol & Dhariwal 2021).
 """
 
 import dataclasses
@@ -35,12 +38,18 @@ BETAS: dict[str, Callable[[int, float, float], np.ndarray]] = {
     "squaredcos_cap_v2": _cosine_betas,
 }
 
-# Keys that say how another library steps through the schedule; our samplers have settings of their own for it.
+# How another library steps through the schedule; our samplers have settings of their own for it.
 _SOLVER_KEYS = frozenset(
-    "skip_prk_steps set_alpha_to_one lambda_min_clipped solver_order algorithm_type solver_type lower_order_final "
-    "euler_at_final use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas use_flow_sigmas "
-    "flow_shift final_sigmas_type interpolation_type sigma_min sigma_max timestep_type time_shift_type "
-    "use_dynamic_shifting shift_terminal predict_x0 solver_p disable_corrector".split()
+    "skip_prk_steps set_alpha_to_one lambda_min_clipped solver_order algorithm_type solver_type "
+    "lower_order_final euler_at_final use_karras_sigmas use_exponential_sigmas use_beta_sigmas "
+    "use_lu_lambdas use_flow_sigmas flow_shift final_sigmas_type interpolation_type sigma_min "
+    "sigma_max timestep_type time_shift_type use_dynamic_shifting shift_terminal predict_x0 "
+    "solver_p disable_corrector".split()
+)
+# Keys that shape alphas_cumprod.
+_BETA_KEYS = frozenset(
+    "num_train_timesteps beta_schedule beta_start beta_end trained_betas "
+    "rescale_betas_zero_snr".split()
 )
 
 
@@ -64,6 +73,7 @@ class Schedule:
 
     @property
     def num_steps(self) -> int:
+        """T, the number of time steps."""
         return len(self.alphas_cumprod)
 
     def alpha_sigma(self, t: Array) -> tuple[Array, Array]:
@@ -78,14 +88,18 @@ class Schedule:
         return jnp.asarray(ratio.astype(np.float32))[t]
 
     def times(self, num_steps: int) -> np.ndarray:
-        """The time steps a sampler visits, int32 `[S+1]`, falling, ending in -1 (clean); spacing as the file says.
+        """The time steps a sampler visits, int32 `[S+1]`, falling, ending in -1 (clean).
+
+        They are spaced as the file says.
 
         Raises:
           ValueError: fewer than 1 or more than T steps.
         """
         total = self.num_steps
         if not 1 <= num_steps <= total:
-            raise ValueError(f"sampler steps: found {num_steps}, expected 1 to {total} (the schedule's own steps).")
+            raise ValueError(
+                f"sampler steps: found {num_steps}, expected 1 to {total} (the schedule's own)."
+            )
         if self.timestep_spacing == "leading":
             steps = np.arange(num_steps)[::-1] * (total // num_steps)
             times = steps + min(self.steps_offset, total - 1 - steps[0])
@@ -98,7 +112,7 @@ class Schedule:
 
 
 def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """alphas_cumprod shifted and scaled so that the last step is pure noise (Lin et al. 2023, algorithm 1)."""
+    """alphas_cumprod moved and scaled to end in pure noise (Lin et al. 2023, algorithm 1)."""
     root = np.sqrt(np.cumprod(1 - betas))
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
@@ -109,8 +123,7 @@ def from_config(raw: Mapping[str, Any]) -> Schedule:
     Raises:
       ValueError: all keys or values that are not known, in one message.
     """
-    fields = {field.name: field for field in dataclasses.fields(Schedule)}
-    own = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
+    fields = {field.name for field in dataclasses.fields(Schedule)}
     problems = []
     for key, choices in (
         ("beta_schedule", tuple(BETAS)),
@@ -123,8 +136,9 @@ def from_config(raw: Mapping[str, Any]) -> Schedule:
             near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             problems.append(f"{key} = {value!r}; known: {', '.join(map(repr, choices))}.{hint}")
+    known = fields | _BETA_KEYS | _SOLVER_KEYS
     for key, value in raw.items():
-        if key not in fields and key not in own and key not in _SOLVER_KEYS and not key.startswith("_"):
+        if key not in known and not key.startswith("_"):
             problems.append(f"{key} = {value!r}; the key is not known")
     if problems:
         raise ValueError("scheduler_config.json cannot be honoured:\n  " + "\n  ".join(problems))
@@ -139,10 +153,12 @@ def from_config(raw: Mapping[str, Any]) -> Schedule:
     alphas_cumprod = _zero_terminal_snr(betas) if zero else np.cumprod(1 - betas)
     if alphas_cumprod[-1] <= 0 and raw.get("prediction_type", "epsilon") == "epsilon":
         raise ValueError(
-            "scheduler_config.json: rescale_betas_zero_snr with prediction_type 'epsilon' cannot work: at the last step "
-            "the sample is pure noise and epsilon says nothing about x0. Use 'v_prediction' or 'sample'."
+            "scheduler_config.json: rescale_betas_zero_snr with prediction_type 'epsilon' cannot "
+            "work: at the last step the sample is pure noise and epsilon says nothing about x0. "
+            "Use 'v_prediction' or 'sample'."
         )
     values = {key: raw[key] for key in fields if raw.get(key) is not None}
-    # Only these two families clip to [-1, 1] when their file does not say; the others know no such key.
+    # Only these two families clip to [-1, 1] when their file does not say; the others know no such
+    # key.
     clips = str(raw.get("_class_name", "DDPM")).startswith(("DDPM", "DDIM"))
     return Schedule(alphas_cumprod=alphas_cumprod, **{"clip_sample": clips, **values})

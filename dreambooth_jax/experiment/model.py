@@ -14,9 +14,10 @@ from dreambooth_jax.pipeline import Stage
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The stages of a base model by kind, their weights, and the fingerprints of the untouched weights.
+    """The stages of a base model by kind, their weights, and fingerprints of the untouched weights.
 
-    UNets are on the mesh; a text encoder that is not trained stays on the host, since its work is done once.
+    UNets are on the mesh; a text encoder that is not trained stays on the host, since its work is
+    done once.
     """
 
     stages: Mapping[str, Stage]

@@ -20,7 +20,7 @@ Weights = Mapping[str, tree.Flat]
 
 
 def prompts_of(config: ConfigDict, subject: Subject) -> tuple[str, ...]:
-    """The prompts of the grid, with the subject's words put in."""
+    """The prompts of the grid, with the subject's words put in, each once."""
     words = {
         "subject": f"{subject.identifier} {subject.class_noun}",
         "identifier": subject.identifier,
@@ -28,7 +28,7 @@ def prompts_of(config: ConfigDict, subject: Subject) -> tuple[str, ...]:
         "instance_prompt": subject.instance_prompt,
         "class_prompt": subject.class_prompt,
     }
-    return tuple(template.format(**words) for template in config.sample.prompts)
+    return tuple(dict.fromkeys(template.format(**words) for template in config.sample.prompts))
 
 
 class Painter:
@@ -39,84 +39,115 @@ class Painter:
         self.prompts = prompts_of(config, subject)
         self.settings = {kind: _settings(config, kind) for kind in model.kinds}
         self._samplers = [
-            generate.Sampler(model.stages[kind], self.settings[kind], mesh=model.mesh) for kind in model.kinds
+            generate.Sampler(model.stages[kind], self.settings[kind], mesh=model.mesh)
+            for kind in model.kinds
         ]
         self._texts = None if config.train.text_encoder else self._encoded(model.weights)
 
     @property
     def block(self) -> int:
-        """Class images per call of the sampler: `prior.batch_size`, rounded up to a whole number for each device."""
+        """Class images per sampler call: `prior.batch_size`, rounded up to share it evenly."""
         return _whole(self.config.prior.batch_size, self.model)
 
     def texts(self, weights: Weights) -> Mapping[str, generate.Text]:
-        """Every stage's prompts and their embeddings; anew from these weights when the text encoder learns."""
+        """Every stage's prompts and embeddings; from these weights when the text encoder learns."""
         return self._texts if self._texts is not None else self._encoded(weights)
 
     def _encoded(self, weights: Weights) -> dict[str, generate.Text]:
-        identifier = self.subject.identifier
+        identifier, dtype = self.subject.identifier, compute_dtype(self.config)
         wanted = (self.subject.instance_prompt, self.subject.class_prompt, *self.prompts)
         texts = {}
         for kind, stage in self.model.stages.items():
-            text = generate.encode(
-                stage, dict(weights[kind]), wanted, dtype=compute_dtype(self.config), keep=identifier
-            )
+            flat = dict(weights[kind])
+            text = generate.encode(stage, flat, wanted, dtype=dtype, keep=identifier)
             if kind == "upscaler" and "upscaler" not in self.config.stages:
-                # An upscaler that never saw the identifier does best without it (diffusers' advice for IF).
+                # An upscaler that never saw the identifier does best without it, as diffusers
+                # advises for IF.
                 plain = tuple(prompt.replace(f"{identifier} ", "") for prompt in text.prompts)
-                table = generate.encode(stage, dict(weights[kind]), plain, dtype=compute_dtype(self.config))
-                text = generate.Text(text.prompts, table.table[table.rows(plain)])
-            texts[kind] = text
+                bare = generate.encode(stage, flat, plain, dtype=dtype)
+                text = generate.Text(text.prompts, sharding.fetch(bare.table)[bare.rows(plain)])
+            # On the whole mesh, which may have devices of other processes.
+            table = sharding.put(sharding.fetch(text.table), sharding.replicated(self.model.mesh))
+            texts[kind] = generate.Text(text.prompts, table)
         return texts
 
     def draw(
-        self, weights: Weights, prompts: Sequence[str], seeds: Sequence[int], *, batch_size: int, label: str
+        self,
+        weights: Weights,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        batch_size: int,
+        label: str,
     ) -> list[np.ndarray]:
         """uint8 pictures of every stage (`generate.Cascade.draw`) from these weights."""
-        texts = self.texts(weights)
-        cascade = generate.Cascade(self._samplers, [texts[kind] for kind in self.model.kinds], batch_size)
-        return cascade.draw([weights[kind] for kind in self.model.kinds], prompts, seeds, label=label)
+        kinds, by_kind = self.model.kinds, self.texts(weights)
+        cascade = generate.Cascade(self._samplers, [by_kind[kind] for kind in kinds], batch_size)
+        return cascade.draw([weights[kind] for kind in kinds], prompts, seeds, label=label)
 
     def class_images(self, weights: Weights, prompt: str, seeds: Sequence[int]) -> list[np.ndarray]:
         """Class images of every stage, one for each seed."""
-        return self.draw(weights, [prompt] * len(seeds), seeds, batch_size=self.block, label="class images")
+        prompts = [prompt] * len(seeds)
+        return self.draw(weights, prompts, seeds, batch_size=self.block, label="class images")
 
     def grid(self, weights: Weights, label: str) -> None:
-        """Draws every prompt of the grid with fixed seeds into `samples/<label>/`, unless the pictures are there."""
-        count = self.config.sample.num_images
-        names = [f"{p:02d}_{k:02d}.png" for p in range(len(self.prompts)) for k in range(count)]
+        """Draws every prompt with fixed seeds into `samples/<label>/`, unless they are there."""
+        wanted = grid_of(self.config, self.subject)
         folder = self.workdir.samples / label
-        if all((folder / name).is_file() for name in names):
+        if is_drawn(folder, wanted):
             return
-        seeds = [seed_of(self.config.seed, k) for k in range(count)] * len(self.prompts)
-        prompts = [prompt for prompt in self.prompts for _ in range(count)]
+        prompts, seeds = [prompt for _, prompt, _ in wanted], [seed for _, _, seed in wanted]
         size = _whole(self.config.sample.batch_size, self.model)
         with self.workdir.timed("prompt grids"):
-            pictures = self.draw(weights, prompts, seeds, batch_size=size, label=f"grid {label}")[-1]
+            stages = self.draw(weights, prompts, seeds, batch_size=size, label=f"grid {label}")
+        pictures = stages[-1]
         self.workdir.writer.write_images(0, {f"samples/{label}": pictures})
         if jax.process_index() == 0:
             settings = {kind: dataclasses.asdict(s) for kind, s in self.settings.items()}
-            for name, picture, prompt, seed in zip(names, pictures, prompts, seeds, strict=True):
+            for (name, prompt, seed), picture in zip(wanted, pictures, strict=True):
                 about = {"prompt": prompt, "seed": seed, "weights": label, "samplers": settings}
                 save_png(folder / name, picture, about=about)
 
 
+def grid_of(config: ConfigDict, subject: Subject) -> list[tuple[str, str, int]]:
+    """(file name, prompt, seed) of every picture of the grid, prompt by prompt."""
+    count = config.sample.num_images
+    return [
+        (f"{p:02d}_{k:02d}.png", prompt, seed_of(config.seed, k))
+        for p, prompt in enumerate(prompts_of(config, subject))
+        for k in range(count)
+    ]
+
+
+def is_drawn(folder: Path, wanted: Sequence[tuple[str, str, int]]) -> bool:
+    """Whether `folder` holds these prompts and seeds, by what its pictures say of themselves."""
+    for name, prompt, seed in wanted:
+        try:
+            with Image.open(folder / name) as image:
+                about = json.loads(image.info["dreambooth_jax"])
+        except (OSError, KeyError, ValueError):
+            return False
+        if (about["prompt"], about["seed"]) != (prompt, seed):
+            return False
+    return True
+
+
 def seed_of(seed: int, index: int) -> int:
-    """The seed of the k-th picture of every prompt: the same for all, so that columns can be compared."""
+    """The seed of the k-th picture, the same for every prompt, so that columns can be compared."""
     return int(rng.generator(seed, "grid", index).integers(2**32, dtype=np.uint32))
 
 
-def read_grid(folder: Path, *, prompts: int, count: int) -> list[list[np.ndarray]]:
+def read_grid(folder: Path, wanted: Sequence[tuple[str, str, int]]) -> dict[str, list[np.ndarray]]:
     """The pictures of a grid by prompt, as `Painter.grid` wrote them."""
-
-    def picture(p: int, k: int) -> np.ndarray:
-        with Image.open(folder / f"{p:02d}_{k:02d}.png") as image:
-            return np.asarray(image.convert("RGB"))
-
-    return [[picture(p, k) for k in range(count)] for p in range(prompts)]
+    cells: dict[str, list[np.ndarray]] = {}
+    for name, prompt, _ in wanted:
+        with Image.open(folder / name) as image:
+            cells.setdefault(prompt, []).append(np.asarray(image.convert("RGB")))
+    return cells
 
 
 def save_png(file: Path, picture: np.ndarray, *, about: Mapping[str, object]) -> None:
-    """Writes uint8 `[H,W,3]` whole or not at all, with `about` as JSON in its text block `dreambooth_jax`."""
+    """Writes uint8 `[H,W,3]` whole or not at all; `about` is JSON in its text `dreambooth_jax`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     note = PngImagePlugin.PngInfo()
     note.add_text("dreambooth_jax", json.dumps(about))

@@ -1,7 +1,7 @@
-"""What a run starts from: the base model on the mesh, the subject, its identifier, the class images."""
+"""What a run starts from: the base model on the mesh, the subject and its word, class images."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import pipeline, sharding, tree
+from dreambooth_jax import pipeline, sharding, train, tree
 from dreambooth_jax.data import audit as photo_audit
 from dreambooth_jax.data import prior as class_images
 from dreambooth_jax.data import subject as subjects
@@ -23,6 +23,7 @@ from dreambooth_jax.experiment.model import Model
 from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.pipeline import Stage
+from dreambooth_jax.signals import GracefulStop
 from dreambooth_jax.text import identifier
 
 
@@ -30,14 +31,17 @@ def open_stages(config: ConfigDict) -> dict[str, Stage]:
     """The stages of the base model, without weights.
 
     Raises:
-      FileNotFoundError, ValueError: which file or value is missing or not supported; or stages that do not fit together.
+      FileNotFoundError, ValueError: which file or value is missing or not supported, or that the
+        stages do not fit together.
     """
     stages = {"base": pipeline.open_stage(config.base_model, kind="base")}
     if config.upscaler_model:
         stages["upscaler"] = pipeline.open_stage(config.upscaler_model, kind="upscaler")
         small, large = stages["base"].size, stages["upscaler"].size
         if large <= small:
-            raise ValueError(f"upscaler_model makes {large} pixels from the base's {small}: it must make more.")
+            raise ValueError(
+                f"upscaler_model makes {large} pixels from the base's {small}: it must make more."
+            )
     return stages
 
 
@@ -62,7 +66,8 @@ def audit(config: ConfigDict, stages: Mapping[str, Stage]) -> Audit:
 
 def load(config: ConfigDict, stages: Mapping[str, Stage]) -> Model:
     """Reads the weights; logs where each kind of leaf went."""
-    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    sizes = config.mesh
+    mesh = sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)
     weights, fingerprints = {}, {}
     for kind, stage in stages.items():
         flat = pipeline.read_weights(stage)
@@ -71,8 +76,11 @@ def load(config: ConfigDict, stages: Mapping[str, Stage]) -> Model:
             flat, rules=config.sharding.rules, mesh=mesh, min_bytes=config.sharding.min_bytes
         )
         logging.info("%s: where its weights are\n%s", kind, sharding.table(flat, by_path))
-        on_device = flat if config.train.text_encoder else tree.split(flat, lambda path: path.startswith("unet/"))[0]
-        weights[kind] = flat | {path: sharding.put(leaf, by_path[path]) for path, leaf in on_device.items()}
+        starts = "" if config.train.text_encoder else "unet/"
+        weights[kind] = {
+            path: sharding.put(leaf, by_path[path]) if path.startswith(starts) else leaf
+            for path, leaf in flat.items()
+        }
     return Model(stages, weights, fingerprints, mesh)
 
 
@@ -84,7 +92,7 @@ def subject(config: ConfigDict, model: Model, photos: Audit) -> Subject:
         config.subject.identifier,
         class_noun=config.subject.class_noun,
         seed=config.seed,
-        embeddings=np.asarray(model.weights["base"]["text_encoder/shared/embedding"]),
+        embeddings=sharding.fetch(model.weights["base"]["text_encoder/shared/embedding"]),
     )
     read = subjects.read(
         photos.folder,
@@ -99,11 +107,29 @@ def subject(config: ConfigDict, model: Model, photos: Audit) -> Subject:
     return read
 
 
-def prior(config: ConfigDict, model: Model, subject: Subject, painter: Painter, workdir: Workdir) -> Prior | None:
-    """The class images, made by the untouched base with the ancestral sampler; None without prior preservation."""
+def prior(
+    config: ConfigDict,
+    model: Model,
+    subject: Subject,
+    painter: Painter,
+    workdir: Workdir,
+    stop: GracefulStop,
+) -> Prior | None:
+    """The class images, drawn by the untouched base; None without prior preservation.
+
+    Raises:
+      PriorError: they cannot be used, or cannot be made.
+      Interrupted: a signal came; those drawn so far are kept.
+    """
     if config.prior_loss_weight == 0:
         return None
-    folder = Path(config.prior.folder).expanduser() if config.prior.folder else workdir.root / "prior"
+
+    def draw(seeds: Sequence[int]) -> list[np.ndarray]:
+        train.leave_if_asked(stop, "the class images so far are kept")
+        return painter.class_images(model.weights, subject.class_prompt, seeds)
+
+    chosen = config.prior.folder
+    folder = Path(chosen).expanduser() if chosen else workdir.root / "prior"
     samplers = {kind: dataclasses.asdict(s) for kind, s in painter.settings.items()}
     with workdir.timed("class images"):
         return class_images.make_or_reuse(
@@ -117,15 +143,15 @@ def prior(config: ConfigDict, model: Model, subject: Subject, painter: Painter, 
                 "dtype": config.dtype,
             },
             seed=config.seed,
-            draw=lambda seeds: painter.class_images(model.weights, subject.class_prompt, seeds),
+            draw=draw,
             writes=jax.process_index() == 0,
         )
 
 
 def settings_of_run(config: ConfigDict, model: Model, photos: Audit) -> dict[str, Any]:
-    """All that determines the trained weights: the settings, the base's fingerprint, the photos'."""
+    """What determines the trained weights: settings, and fingerprints of the base and of photos."""
     return {
-        "config": {key: value for key, value in configs.flatten(config).items()},
+        "config": configs.flatten(config),
         "base": dict(model.fingerprints),
         "photos": {photo.path.name: photo.sha256 for photo in photos.kept},
     }

@@ -12,7 +12,7 @@ from dreambooth_jax import config as configs
 from dreambooth_jax.data.prior import Prior
 from dreambooth_jax.data.subject import Subject
 from dreambooth_jax.experiment.model import Model
-from dreambooth_jax.experiment.painter import prompts_of, read_grid
+from dreambooth_jax.experiment.painter import grid_of, is_drawn, prompts_of, read_grid
 from dreambooth_jax.experiment.workdir import Workdir
 
 _SHOWN_CLASS_IMAGES = 24
@@ -22,11 +22,12 @@ def model_card(config: ConfigDict, subject: Subject, kind: str) -> dict[str, Any
     """The lines of an export's README."""
     c = configs.for_stage(config, kind)
     tuned = kind in config.stages
+    steps = f"{c.train.num_steps} steps of {c.train.batch_size} rows"
     return {
         "base model": config.base_model if kind == "base" else config.upscaler_model,
         "instance prompt": subject.instance_prompt,
         "class prompt": subject.class_prompt,
-        "fine-tuned": f"{c.train.num_steps} steps of {c.train.batch_size} rows" if tuned else "no, as the base model",
+        "fine-tuned": steps if tuned else "no, as the base model",
         "learning rate": c.optim.learning_rate if tuned else "none",
         "prior_loss_weight": config.prior_loss_weight,
         "class images": config.prior.num_images if config.prior_loss_weight else 0,
@@ -34,24 +35,36 @@ def model_card(config: ConfigDict, subject: Subject, kind: str) -> dict[str, Any
     }
 
 
-def grids_of(config: ConfigDict, workdir: Workdir, prompts: tuple[str, ...]) -> dict[str, list[list[np.ndarray]]]:
-    """The prompt grids of the run in order: before, over training, after."""
+def grids_of(
+    config: ConfigDict, workdir: Workdir, subject: Subject
+) -> dict[str, dict[str, list[np.ndarray]]]:
+    """The prompt grids in order, before, over training, after: pictures by label and prompt.
+
+    A grid that was drawn on the way for other prompts is left out.
+    """
     labels = ["before"]
     for kind in config.stages:
         labels += sorted(p.name for p in workdir.samples.glob(f"{kind}-*"))
+    wanted = grid_of(config, subject)
     return {
-        label: read_grid(workdir.samples / label, prompts=len(prompts), count=config.sample.num_images)
+        label: read_grid(workdir.samples / label, wanted)
         for label in [*labels, "after"]
+        if is_drawn(workdir.samples / label, wanted)
     }
 
 
-def write(config: ConfigDict, workdir: Workdir, model: Model, subject: Subject, prior: Prior | None) -> Path:
+def write(
+    config: ConfigDict, workdir: Workdir, model: Model, subject: Subject, prior: Prior | None
+) -> Path:
     """Writes `report.html`, the last file of a run, and returns its path."""
     prompts = prompts_of(config, subject)
-    grids = grids_of(config, workdir, prompts)
+    grids = grids_of(config, workdir, subject)
     lines = workdir.scalars()
     seconds = workdir.timings()
-    trained = sum(tree.count(tree.split(model.weights[kind], _trained(config))[0]) for kind in config.stages)
+    trained = sum(
+        tree.count(tree.split(model.weights[kind], _trained(config))[0]) for kind in config.stages
+    )
+    steps = [str(configs.for_stage(config, kind).train.num_steps) for kind in config.stages]
     device = model.mesh.devices.flat[0]
 
     sections: list[Any] = [
@@ -61,7 +74,7 @@ def write(config: ConfigDict, workdir: Workdir, model: Model, subject: Subject, 
             f"{subject.identifier!r} is the word that the subject was given.",
             rows=list(prompts),
             columns=["before", "after"],
-            cells=[[grids["before"][p], grids["after"][p]] for p in range(len(prompts))],
+            cells=[[grids["before"][p], grids["after"][p]] for p in prompts],
         ),
         report.Gallery(
             "The photos",
@@ -75,8 +88,8 @@ def write(config: ConfigDict, workdir: Workdir, model: Model, subject: Subject, 
             report.Gallery(
                 "Class images",
                 f"{subject.class_prompt!r}, drawn by the untouched model for prior preservation: "
-                f"{min(_SHOWN_CLASS_IMAGES, len(prior.images))} of {len(prior.images)}; {prior.redone} came out empty "
-                "and were drawn again.",
+                f"{min(_SHOWN_CLASS_IMAGES, len(prior.images))} of {len(prior.images)}; "
+                f"{prior.redone} came out empty and were drawn again.",
                 images=list(prior.images[:_SHOWN_CLASS_IMAGES]),
             )
         )
@@ -96,7 +109,7 @@ def write(config: ConfigDict, workdir: Workdir, model: Model, subject: Subject, 
                 "The first picture of each prompt at every grid that was drawn on the way.",
                 rows=list(prompts),
                 columns=list(grids),
-                cells=[[grids[label][p][:1] for label in grids] for p in range(len(prompts))],
+                cells=[[grids[label][p][:1] for label in grids] for p in prompts],
             )
         )
     sections += [
@@ -107,7 +120,12 @@ def write(config: ConfigDict, workdir: Workdir, model: Model, subject: Subject, 
             rows=[(name, f"{value:.1f}") for name, value in seconds.items()],
             header=("part", "seconds"),
         ),
-        report.Table("Files", "Beside this report.", rows=_files(workdir), header=("what", "where")),
+        report.Table(
+            "Files",
+            "Beside this report.",
+            rows=_files(workdir),
+            header=("what", "where"),
+        ),
         report.Table(
             "Settings",
             "All of them, as in config.json.",
@@ -119,18 +137,19 @@ def write(config: ConfigDict, workdir: Workdir, model: Model, subject: Subject, 
     report.build(
         workdir.report,
         title=subject.instance_prompt,
-        subtitle=f"DreamBooth, {len(subject.photos)} photos of {subject.class_prompt}. dreambooth_jax {__version__}.",
+        subtitle=f"DreamBooth, {len(subject.photos)} photos of {subject.class_prompt}. "
+        f"dreambooth_jax {__version__}.",
         facts=[
             ("photos", str(len(subject.photos))),
             ("class images", str(0 if prior is None else len(prior.images))),
-            ("steps", " + ".join(str(configs.for_stage(config, kind).train.num_steps) for kind in config.stages)),
+            ("steps", " + ".join(steps)),
             ("trained", f"{trained / 1e6:.1f} M"),
             ("devices", f"{model.mesh.size} {device.platform}"),
             ("minutes", f"{sum(seconds.values()) / 60:.1f}"),
         ],
         sections=sections,
         highlight=[subject.identifier],
-        cover=[grids["after"][p][0] for p in range(min(4, len(prompts)))],
+        cover=[grids["after"][p][0] for p in prompts[:4]],
     )
     return workdir.report
 

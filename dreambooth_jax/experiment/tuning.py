@@ -40,7 +40,8 @@ def fine_tune(
     """
     c = configs.for_stage(config, kind)
     stage, adapter = model.stages[kind], ADAPTERS[c.adapt.name]
-    sharding.check_rows(c.train.batch_size // c.train.accumulate, model.mesh, key=f"batch_size of stage {kind!r}")
+    rows_at_once = c.train.batch_size // c.train.accumulate
+    sharding.check_rows(rows_at_once, model.mesh, key=f"batch_size of stage {kind!r}")
     trainable, frozen_weights = adapter.init(dict(model.weights[kind]), configs.trainable_rules(c))
     text = painter.texts(model.weights)[kind]
     frozen: dict[str, Any] = {"weights": frozen_weights}
@@ -48,8 +49,12 @@ def fine_tune(
     if c.train.text_encoder:
         tokens = stage.tokenizer.encode(text.prompts, keep=subject.identifier)
     else:  # encoded once: the encoder has no part in the steps
-        frozen = {"weights": tree.split(frozen_weights, lambda path: path.startswith("unet/"))[0], "table": text.table}
-    source = batches(kind, c, model, subject, prior, rows=text.rows([subject.instance_prompt, subject.class_prompt]))
+        frozen = {
+            "weights": tree.split(frozen_weights, lambda path: path.startswith("unet/"))[0],
+            "table": text.table,
+        }
+    rows = text.rows([subject.instance_prompt, subject.class_prompt])
+    source = batches(kind, c, model, subject, prior, rows=rows)
     recipe = train.Recipe(
         seed=c.seed,
         prior_loss_weight=c.prior_loss_weight,
@@ -91,8 +96,8 @@ def fine_tune(
             state = restored[0]
             logging.info("%s: goes on from step %d of %d", kind, restored[1], c.train.num_steps)
         if int(state.step) < c.train.num_steps:
-            needed = (c.train.max_to_keep + 1 - len(checkpoints.steps())) * checkpoint.estimate_bytes(run.state)
-            checkpoint.check_space(workdir.root, needed)
+            to_come = c.train.max_to_keep + 1 - len(checkpoints.steps())
+            checkpoint.check_space(workdir.root, to_come * checkpoint.estimate_bytes(run.state))
 
         def batch_at(step: int) -> Mapping[str, Any]:
             return source.batch(step) | (tokens or {})
@@ -122,9 +127,15 @@ def fine_tune(
 
 
 def batches(
-    kind: str, c: ConfigDict, model: Model, subject: Subject, prior: Prior | None, *, rows: np.ndarray
+    kind: str,
+    c: ConfigDict,
+    model: Model,
+    subject: Subject,
+    prior: Prior | None,
+    *,
+    rows: np.ndarray,
 ) -> SubjectBatches:
-    """The stage's source: photos and class images at its size, with the low-res picture beside for an upscaler."""
+    """The stage's source: photos and class images at its size; an upscaler's with low-res ones."""
     stage = model.stages[kind]
     low_size = model.stages["base"].size if kind == "upscaler" else None
     low = None if low_size is None else images.to_float(subject.pixels[low_size])
@@ -133,7 +144,8 @@ def batches(
     if prior is not None:
         made = prior.images if kind == "upscaler" or prior.low_res is None else prior.low_res
         below = prior.low_res if kind == "upscaler" else None
-        class_pictures = Pictures(images.to_float(made), None if below is None else images.to_float(below))
+        low = None if below is None else images.to_float(below)
+        class_pictures = Pictures(images.to_float(made), low)
     return SubjectBatches(
         subject=photos.with_mirrored() if c.subject.flip else photos,
         prior=class_pictures,
@@ -147,13 +159,14 @@ def batches(
 
 def announcement(kind: str, c: ConfigDict, model: Model, trainable: tree.Flat, state: Any) -> str:
     """One line: what is trained, on which devices, for how many steps."""
-    rows = split_rows(c.train.batch_size, prior_fraction=c.train.prior_fraction if c.prior_loss_weight else 0)
+    fraction = c.train.prior_fraction if c.prior_loss_weight else 0
+    rows = split_rows(c.train.batch_size, prior_fraction=fraction)
     shape = ", ".join(f"{axis} {size}" for axis, size in model.mesh.shape.items())
     device = model.mesh.devices.flat[0]
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return (
         f"{kind}: trains {len(trainable)} leaves, {tree.count(trainable):,} parameters "
-        f"({tree.nbytes(trainable) / 2**20:.1f} MiB; {total / 2**20:.1f} MiB with the optimizer's state) on "
-        f"{model.mesh.size} {device.device_kind} device(s) ({shape}), for {c.train.num_steps} steps of "
-        f"{rows[0]} subject + {rows[1]} class rows."
+        f"({tree.nbytes(trainable) / 2**20:.1f} MiB; {total / 2**20:.1f} MiB with the optimizer's "
+        f"state) on {model.mesh.size} {device.device_kind} device(s) ({shape}), for "
+        f"{c.train.num_steps} steps of {rows[0]} subject + {rows[1]} class rows."
     )

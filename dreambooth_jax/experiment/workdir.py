@@ -14,27 +14,39 @@ from ml_collections import ConfigDict
 from dreambooth_jax import config as configs
 from dreambooth_jax import metrics
 
+_MADE = ("prior", "samples", "checkpoints", "export")  # what depends on the settings
+
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """`config.json metrics.jsonl prior/ checkpoints/<stage>/<step>/ samples/ export/ report.html` in one folder."""
+    """One folder with all that a run writes.
+
+    It holds `config.json`, `metrics.jsonl`, `timings.json`, `prior/`, `samples/`, `export/`,
+    `checkpoints/<stage>/<step>/` and, last of all, `report.html`.
+    """
 
     root: Path
     writer: metrics.Writer
+    as_before: bool  # the settings are those of the last start, all of them
 
     @classmethod
     def open(cls, root: Path, config: ConfigDict) -> "Workdir":
         """Makes the folder, or goes on in it.
 
         Raises:
-          ConfigError: the folder holds a run with other settings; every difference that matters is named.
+          ConfigError: the folder holds a run with other settings; names every difference that
+            matters.
         """
         root = Path(root)
         root.mkdir(parents=True, exist_ok=True)
         file = root / "config.json"
+        as_before = False
         if file.is_file():
-            conflicts = configs.resume_conflicts(configs.from_json(file.read_text()), config)
-            if conflicts:
+            saved = configs.from_json(file.read_text())
+            as_before = configs.flatten(saved) == configs.flatten(config)
+            conflicts = configs.resume_conflicts(saved, config)
+            # A start that ended before anything was made (no such photos, say) binds nobody.
+            if conflicts and any((root / name).exists() for name in _MADE):
                 raise configs.ConfigError(
                     f"{root} holds a run with other settings:\n  "
                     + "\n  ".join(conflicts)
@@ -42,27 +54,32 @@ class Workdir:
                 )
         writers: list[metrics.Writer] = []
         if jax.process_index() == 0:
+            if not as_before:  # first, else a kill would leave new settings beside an old report
+                (root / "report.html").unlink(missing_ok=True)
             _replace(file, configs.to_json(config))
             writers.append(metrics.JsonlWriter(root / "metrics.jsonl"))
             if config.log.tensorboard:
                 writers.append(metrics.TensorBoardWriter(root / "tensorboard"))
-        return cls(root, metrics.MultiWriter(writers))
+        return cls(root, metrics.MultiWriter(writers), as_before)
 
     @property
     def is_finished(self) -> bool:
-        """The report is the last file that a run writes."""
-        return self.report.is_file()
+        """The report is there, a run's last file; with other prompts or formats a run goes on."""
+        return self.as_before and self.report.is_file()
 
     @property
     def report(self) -> Path:
+        """The page that tells of the run, written last."""
         return self.root / "report.html"
 
     @property
     def export(self) -> Path:
+        """The folder of the fine-tuned model, in the diffusers layout."""
         return self.root / "export"
 
     @property
     def samples(self) -> Path:
+        """The folder of the prompt grids, one sub-folder each."""
         return self.root / "samples"
 
     def checkpoints(self, kind: str) -> Path:

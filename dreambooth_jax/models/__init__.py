@@ -1,1 +1,4 @@
-"""The networks. They know no schedule, mesh, configuration or file; attribute names are those of the weight files."""
+"""The networks: they know no schedule, mesh, configuration or file.
+
+Attribute names are those of the weight files.
+"""

