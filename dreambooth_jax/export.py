@@ -33,13 +33,15 @@ def _copy_rest(stage: Stage, folder: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _fix_variance(folder: Path) -> bool:
-    """Switches a learned variance to a fixed one, as `Stage.fine_tuned` does."""
-    file = folder / "scheduler" / "scheduler_config.json"
-    config = json.loads(file.read_text())
-    if config.get("variance_type") not in ("learned", "learned_range"):
+def _change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values, indent=2) + "\n")
+
+
+def _fix_variance(file: Path) -> bool:
+    """Does to the file what `Stage.fine_tuned` does to the stage; whether there was need."""
+    if json.loads(file.read_text()).get("variance_type") != "learned_range":
         return False
-    file.write_text(json.dumps(config | {"variance_type": "fixed_small"}, indent=2) + "\n")
+    _change(file, variance_type="fixed_small")
     return True
 
 
@@ -91,7 +93,10 @@ def diffusers_folder(
     shutil.rmtree(part, ignore_errors=True)
     try:
         _copy_rest(stage, part)
-        fixed = tuned and _fix_variance(part)
+        # Opened without a dtype, a text encoder gets that of its file and a UNet float32; in one
+        # pipeline the two must agree.
+        _change(part / "text_encoder" / "config.json", dtype="float32")
+        fixed = tuned and _fix_variance(part / "scheduler" / "scheduler_config.json")
         for component, stem in pipeline.COMPONENTS.items():
             flat = tree.prefixed(params, component)
             weights.write(part / component, flat, dtype=dtype, stem=stem)

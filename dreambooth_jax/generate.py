@@ -72,7 +72,7 @@ def sample_batch(
     """x0 `[B,H,W,C]` in [-1, 1] for table rows `[B]` and seeds `[B]`; pure, to be jitted."""
     keys = jax.vmap(lambda seed: rng.named(jax.random.key(seed), f"sample/{stage.kind}"))(seeds)
     shape = (stage.size, stage.size, stage.channels)
-    extra: dict[str, Array] = {}
+    extra: dict[str, Any] = {}
     if low_res is not None:
         level = jnp.full(rows.shape, settings.noise_level, jnp.int32)
         low_keys = jax.vmap(lambda key: rng.named(key, "low_res"))(keys)
@@ -170,7 +170,7 @@ class Cascade:
         )
         with bar:
             for start in range(0, len(prompts), self.batch_size):
-                chosen = np.arange(start, start + self.batch_size) % len(prompts)
+                chosen = [i % len(prompts) for i in range(start, start + self.batch_size)]
                 count = min(self.batch_size, len(prompts) - start)
                 row_prompts = [prompts[i] for i in chosen]
                 row_seeds = [seeds[i] for i in chosen]

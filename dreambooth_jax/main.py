@@ -57,7 +57,8 @@ def use_compile_cache(setting: str) -> None:
     if setting == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    if not setting and jax.config.jax_compilation_cache_dir:
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
+    if before and not setting:
         return
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", setting or str(cache / "dreambooth_jax" / "xla"))

@@ -31,11 +31,24 @@ LR_SCHEDULES: dict[str, Callable[[float, float, int], optax.Schedule]] = {
 }
 
 Rule = Callable[[optax.Schedule, OptimSettings], optax.GradientTransformation]
+
+
+def _decayed(
+    rule: optax.GradientTransformation, lr: optax.Schedule, settings: OptimSettings
+) -> optax.GradientTransformation:
+    """`rule` at learning rate 1, with decay of the weights, both times the learning rate.
+
+    Optax's own `adafactor` does not multiply its decay by the learning rate, `sgd` has none.
+    """
+    decay = optax.add_decayed_weights(-settings.weight_decay)
+    return optax.chain(rule, decay, optax.scale_by_learning_rate(lr, flip_sign=False))
+
+
 OPTIMIZERS: dict[str, Rule] = {
     "adamw": lambda lr, o: optax.adamw(lr, o.b1, o.b2, o.eps, weight_decay=o.weight_decay),
-    "adafactor": lambda lr, o: optax.adafactor(lr, weight_decay_rate=o.weight_decay or None),
+    "adafactor": lambda lr, o: _decayed(optax.adafactor(None), lr, o),
     "lion": lambda lr, o: optax.lion(lr, o.b1, o.b2, weight_decay=o.weight_decay),
-    "sgd": lambda lr, o: optax.sgd(lr, momentum=o.b1 or None),
+    "sgd": lambda lr, o: _decayed(optax.sgd(1.0, momentum=o.b1 or None), lr, o),
 }
 
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax import tree, weights
-from dreambooth_jax.diffusion import process, schedule
+from dreambooth_jax.diffusion import process
+from dreambooth_jax.diffusion import schedule as schedules
 from dreambooth_jax.models import layers, t5, unet
 from dreambooth_jax.text import tokenizer as tokenizers
 
@@ -36,8 +37,8 @@ class Stage:
     unet: layers.Network
     text_encoder: layers.Network
     tokenizer: tokenizers.Tokenizer
-    schedule: schedule.Schedule
-    noising: schedule.Schedule | None  # of the low-res image that an upscaler sees
+    schedule: schedules.Schedule
+    noising: schedules.Schedule | None  # of the low-res image that an upscaler sees
     size: int  # pixels along a side of what it makes
     channels: int
 
@@ -178,8 +179,8 @@ def open_stage(name: str, *, kind: str) -> Stage:
             unet=network,
             text_encoder=t5.build(text_config),
             tokenizer=tokenizers.load(folder / "tokenizer"),
-            schedule=schedule.from_config(scheduler),
-            noising=None if noising is None else schedule.from_config(noising),
+            schedule=schedules.from_config(scheduler),
+            noising=None if noising is None else schedules.from_config(noising),
             size=size,
             channels=int(unet_config["in_channels"]) // (2 if kind == "upscaler" else 1),
         )
@@ -194,13 +195,14 @@ def read_weights(
     variant: str | None = None,
 ) -> tree.Flat:
     """All float32 parameters of a stage; `put` places each leaf as soon as it is read."""
+
+    def under(part: str) -> Callable[[str, np.ndarray], Any]:
+        return lambda path, array: put(f"{part}/{path}", array)
+
     flat: tree.Flat = {}
     for part, network in (("unet", stage.unet), ("text_encoder", stage.text_encoder)):
         leaves = weights.read(
-            stage.folder / part,
-            network.abstract,
-            variant=variant,
-            put=lambda path, array, part=part: put(f"{part}/{path}", array),
+            stage.folder / part, network.abstract, variant=variant, put=under(part)
         )
         flat |= tree.with_prefix(leaves, part)
     return flat

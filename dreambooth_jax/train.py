@@ -169,7 +169,7 @@ def train_step(
     tx: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step; where loss or gradient is not finite, only the counters change."""
-    rows = draw(stage, recipe, batch, state.step)
+    rows: dict[str, Any] = draw(stage, recipe, batch, state.step)
     rows |= {name: batch[name] for name in ("prompt", "ids", "mask") if name in batch}
     rows["weights"] = loss.row_weights(batch["is_prior"], recipe.prior_loss_weight)
     value, parts, grads = gradients(
@@ -239,7 +239,7 @@ def compiled(
     init = functools.partial(initial_state, tx=tx, ema=recipe.ema_decay > 0)
     abstract = jax.eval_shape(init, dict(trainable))
     states = sharding.like_parameters(abstract, by_path, trainable, mesh)
-    frozen_shardings = {"weights": place(frozen["weights"])}
+    frozen_shardings: dict[str, Any] = {"weights": place(frozen["weights"])}
     if "table" in frozen:
         frozen_shardings["table"] = whole
     step = functools.partial(train_step, stage=stage, recipe=recipe, adapter=adapter, tx=tx)
@@ -333,10 +333,10 @@ def fit(
         values = {name: float(value) for name, value in metrics.items()}
         if values["bad_steps"] > pace.max_bad_steps:
             raise NonFiniteError(
-                f"{label}: step {step} is the {int(values['bad_steps'])}th in a row whose loss or "
-                f"gradient is not finite (loss {values['loss']}, grad_norm {values['grad_norm']}). "
-                "No weight was changed by them. Lower optim.learning_rate, or set dtype='float32'; "
-                "checkpoints hold the last good state."
+                f"{label}: {int(values['bad_steps'])} steps in a row, up to step {step}, had a "
+                f"loss or gradient that is not finite (loss {values['loss']}, grad_norm "
+                f"{values['grad_norm']}). No weight was changed by them. Lower "
+                "optim.learning_rate, or set dtype='float32'; checkpoints hold the last good state."
             )
         seen.append(values)
         bar.update(1)
@@ -351,16 +351,24 @@ def fit(
             since = time.monotonic()
             seen.clear()
 
+    def sample(step: int) -> None:
+        nonlocal since
+        assert on_sample is not None
+        started = time.monotonic()
+        on_sample(step, state)
+        since += time.monotonic() - started  # no part of the speed of the steps
+
+    sampled = on_sample is not None and pace.sample_every > 0
     with bar:
-        if on_sample is not None and pace.sample_every and first and first % pace.sample_every == 0:
-            on_sample(first, state)  # again: the run may have been killed before they were drawn
+        if sampled and first and first % pace.sample_every == 0:
+            sample(first)  # again: the run may have been killed before they were drawn
         for step in range(first, pace.num_steps):
             state, metrics = run.step(state, frozen, run.put_batch(batch_at(step)))
             pending.append((step, metrics))
             done = step + 1
             last = done == pace.num_steps
             saving = checkpoints is not None and (last or done % pace.checkpoint_every == 0)
-            sampling = on_sample is not None and pace.sample_every and done % pace.sample_every == 0
+            sampling = sampled and done % pace.sample_every == 0
             # With several processes the question is a collective: ask it only where the loop waits
             # anyway.
             waits = saving or done % pace.log_every == 0
@@ -380,6 +388,5 @@ def fit(
                     exit_code=stop.exit_code,
                 )
             if sampling:
-                on_sample(done, state)
-                since = time.monotonic()
+                sample(done)
     return state

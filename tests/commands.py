@@ -1,5 +1,11 @@
-"""The main command as a child process, on a cascade that compiles in seconds, and ways to end it early."""
+"""Short runs of the main command on a cascade that compiles in seconds, as child processes or here.
 
+Not a test: what test_main, test_experiment, test_resume and test_processes have in common.
+"""
+
+import fcntl
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +16,14 @@ from typing import Any
 import cascades
 import jax
 import numpy as np
+import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
-# One block and one layer: a third of the time that `cascades.UNET` takes to trace and compile.
+from dreambooth_jax import experiment
+
+REPOSITORY = Path(__file__).parent.parent
+# One block and one layer: half of what `cascades.UNET` takes to trace and compile.
 _SMALL = {
     "unet": {
         "block_out_channels": [16],
@@ -21,67 +32,94 @@ _SMALL = {
     },
     "text_encoder": {"num_layers": 1},
 }
-# Blocks of two class images, so that there is a middle to be stopped in.
+STEPS = {"base": 6, "upscaler": 4}
 _SHORT = {
     "prior.num_images": 6,
-    "prior.batch_size": 2,
+    "prior.batch_size": 2,  # three blocks: there is a middle to be stopped in
     "sample.batch_size": 2,
     "sample.prompts": ("a {subject}", "a {class_noun}"),
-    "train.num_steps": 5,
+    "train.num_steps": STEPS["base"],
+    "train.batch_size": 8,
     "train.checkpoint_every": 2,
-    "train.sample_every": 2,
-    "upscaler.num_steps": 3,
+    "train.sample_every": 3,
+    "upscaler.num_steps": STEPS["upscaler"],
+    "upscaler.batch_size": 8,
+    "export.dtype": "float32",  # so that equal exports are equal weights
 }
-# Signals itself just before it does something to a file: `number event pattern count`, as Python's
-# audit events name it, at the count-th time that the pattern is found in the path.
+# Sends itself a signal just before it does a certain thing to a file. Python tells of each as an
+# audit event with arguments: "open <path> <mode>", "os.rename <from> <to>", "os.mkdir <path> …".
 _SIGNALLED = """
-import os, re, runpy, signal, sys
+import os, re, runpy, sys
 
-number, event, pattern, left = int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+number, pattern, left = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
-def hook(name, arguments):
+def hook(event, arguments):
     global left
-    if name == event and re.search(pattern, str(arguments[0])):
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), number)
+    if event in ("open", "os.rename", "os.mkdir"):
+        if re.search(pattern, " ".join(map(str, (event, *arguments[:2])))):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), number)
 
 sys.addaudithook(hook)
-sys.argv[1:] = sys.argv[5:]
+sys.argv[1:] = sys.argv[4:]
 runpy.run_module("dreambooth_jax.main", run_name="__main__", alter_sys=True)
 """
 
 
-def cascade(root: Path) -> dict[str, Path]:
-    """Folders of a cascade that is smaller still than `tiny_cascade`, by stage."""
-    return {
-        kind: cascades.make(root / kind, kind, seed=i, **_SMALL)
-        for i, kind in enumerate(("base", "upscaler"))
-    }
+def settings(stages: Mapping[str, Path], **changed: Any) -> dict[str, Any]:
+    """The settings of a short run by dotted key; in `changed` a dot is written `__`."""
+    models = {f"{kind}_model": str(folder) for kind, folder in stages.items()}
+    return _SHORT | models | {key.replace("__", "."): value for key, value in changed.items()}
+
+
+def config(stages: Mapping[str, Path], **changed: Any) -> ConfigDict:
+    """The same as a configuration, for runs in this process."""
+    path = REPOSITORY / "configs" / "imagen_like.py"
+    spec = importlib.util.spec_from_file_location("imagen_like", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c = module.get_config("smoke")
+    c.update_from_flattened_dict(settings(stages, **changed))
+    return c
+
+
+def run_here(c: ConfigDict, folder: Path) -> Path:
+    """`experiment.run` on the 8 devices of the tests; XLA compiles in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        return experiment.run(c, folder)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def flags(stages: Mapping[str, Path], workdir: Path, **changed: Any) -> list[str]:
-    """The command line of a short run; `changed` settings are written with `__` for each dot."""
-    settings = _SHORT | {"base_model": stages["base"], "upscaler_model": stages["upscaler"]}
-    settings |= {"compile.cache_dir": jax.config.jax_compilation_cache_dir}
-    settings |= {key.replace("__", "."): value for key, value in changed.items()}
-    return [
-        "--config=configs/imagen_like.py:smoke",
-        f"--workdir={workdir}",
-        *(f"--config.{key}={value}" for key, value in settings.items()),
-    ]
+    """The same as a command line."""
+    cache = {"compile__cache_dir": os.environ["JAX_COMPILATION_CACHE_DIR"]}
+    words = [f"--config.{k}={v}" for k, v in settings(stages, **cache | changed).items()]
+    return ["--config=configs/imagen_like.py:smoke", f"--workdir={workdir}", *words]
 
 
 def start(
-    arguments: list[str], *, devices: int = 1, signalled: tuple[int, str, str, int] | None = None
+    arguments: list[str], *, devices: int = 1, signalled: tuple[int, str, int] | None = None
 ) -> subprocess.Popen[str]:
-    """The command in a process of its own; `signalled`: which signal at which audit event."""
-    program = ["-c", _SIGNALLED, *map(str, signalled)] if signalled else ["-m", "dreambooth_jax.main"]
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    """The command in a process of its own.
+
+    signalled: number of the signal, pattern of the audit event, at which occurrence.
+    """
+    program = ["-m", "dreambooth_jax.main"]
+    if signalled:
+        program = ["-c", _SIGNALLED, *map(str, signalled)]
+    environment = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
-        cwd=Path(__file__).parent.parent,
-        env=environment,
+        cwd=REPOSITORY,
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -96,20 +134,45 @@ def run(arguments: list[str], *, expect: int = 0, **how: Any) -> str:
     return output
 
 
-def exported(folder: Path) -> dict[str, np.ndarray]:
-    """Every array of every weight file below `folder`, by file and name."""
+def reference(factory: pytest.TempPathFactory) -> tuple[dict[str, Path], Path]:
+    """A cascade, and the folder of a run of it on one device that nothing disturbed.
+
+    Made once per session, whichever module or worker process asks first. Not to be changed.
+    """
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    stages = {kind: root / "small_cascade" / kind for kind in ("base", "upscaler")}
+    folder = root / "undisturbed"
+    with open(root / "undisturbed.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for seed, (kind, target) in enumerate(stages.items()):
+            if not (target / "unet").is_dir():
+                cascades.make(target, kind, seed=seed, **_SMALL)
+        if not (folder / "report.html").is_file():
+            run(flags(stages, folder))
+    return stages, folder
+
+
+def lines(workdir: Path, stage: str) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` about a stage, as they stand."""
+    found = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in found if f"{stage}/loss" in line]
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    """Every array of the weight files below `folder`, by file and name."""
     return {
-        f"{file.relative_to(folder)}:{name}": array
+        f"{file.relative_to(folder)}: {name}": array
         for file in sorted(folder.rglob("*.safetensors"))
         for name, array in load_file(file).items()
     }
 
 
-def same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
-    """Whether both have the same arrays, bit for bit."""
-    return a.keys() == b.keys() and all(
-        a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes() for name in a
-    )
+def different(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> set[str]:
+    """The names of arrays that are not the same in both, bit for bit."""
+    assert a.keys() == b.keys()
+    return {name for name in a if a[name].tobytes() != b[name].tobytes()}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

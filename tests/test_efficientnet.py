@@ -32,9 +32,8 @@ def test_it_has_the_published_number_of_parameters():
 
 
 @pytest.mark.parametrize(("width", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
-@pytest.mark.parametrize("side", [7, 8])
-def test_depthwise_convolution_equals_a_grouped_one(rng, width, stride, side):
-    x = rng.normal(size=(2, side, side + 1, 6)).astype(np.float32)
+def test_depthwise_convolution_equals_a_grouped_one(rng, width, stride):
+    x = rng.normal(size=(2, 7, 8, 6)).astype(np.float32)
     kernel = rng.normal(size=(width, width, 1, 6)).astype(np.float32)
     layer = efficientnet.DepthwiseConv(6, width=width, stride=stride)
     layer.kernel.set_value(jnp.asarray(kernel))
@@ -46,7 +45,7 @@ def test_depthwise_convolution_equals_a_grouped_one(rng, width, stride, side):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=6,
     )
-    np.testing.assert_allclose(layer(x), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(layer.__call__)(x), expected, atol=1e-5)
 
 
 @needs_weights

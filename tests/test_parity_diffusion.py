@@ -4,6 +4,7 @@ Same model function, same noise, whole trajectories.
 """
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,8 @@ def noise_of_step(i):
 
 
 def ours(sched, rule, times, network):
-    @jax.jit
+    # Small programs run in no time; optimising them would take most of it.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def run(x):
         threshold = guidance.THRESHOLDS["model"](sched)
         return sampler.sample(

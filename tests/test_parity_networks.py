@@ -11,7 +11,7 @@ import pytest
 
 from dreambooth_jax import weights
 from dreambooth_jax.diffusion import loss, process, schedule
-from dreambooth_jax.models import layers, t5, unet, unet_blocks
+from dreambooth_jax.models import t5, unet, unet_blocks
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")
 diffusers = pytest.importorskip("diffusers", reason="compares with diffusers: extra `parity`")
@@ -260,11 +260,7 @@ def dreambooth_case(name: str, rng):
 
 @pytest.mark.parametrize(
     ("name", "prediction_type", "remat"),
-    [
-        ("stage I", "epsilon", False),
-        ("stage I", "v_prediction", True),
-        ("stage II", "epsilon", True),
-    ],
+    [("stage I", "epsilon", False), ("stage II", "v_prediction", True)],
 )
 def test_dreambooth_loss_and_all_its_gradients_agree(
     name, prediction_type, remat, pair, rng, tmp_path
@@ -306,7 +302,7 @@ def test_dreambooth_loss_and_all_its_gradients_agree(
 
 
 def test_bfloat16_stays_near_float32(pair, rng):
-    both, given = pair("stage II"), inputs("stage II", rng)
+    both, given = pair("stage I"), inputs("stage I", rng)
     with torch.no_grad():
         expected = call_theirs(both.theirs, given).movedim(1, -1)
     half = {key: given[key].astype(jnp.bfloat16) for key in ("x", "text")}
@@ -378,45 +374,3 @@ def test_the_text_encoder_in_bfloat16_stays_near_float32(text_encoder, rng):
     )
     assert found.dtype == jnp.bfloat16
     assert_close(found, out.last_hidden_state, 5e-2)
-
-
-@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (32, 64), (16, 100), (64, 300)])
-def test_position_buckets_agree_at_every_distance(buckets, max_distance):
-    length = 700
-    found = t5.position_buckets(length, buckets=buckets, max_distance=max_distance)
-    distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
-    expected = modeling_t5.T5Attention._relative_position_bucket(
-        distance, bidirectional=True, num_buckets=buckets, max_distance=max_distance
-    )
-    np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("bias", [None, "heads", "mask"])
-@pytest.mark.parametrize("path", ["whole", "one head at a time"])
-def test_attention_agrees(path, bias, rng, monkeypatch):
-    if path == "one head at a time":
-        monkeypatch.setattr(layers, "_CPU_SCORES_AT_ONCE", 0)
-    q, k, v = (rng.normal(size=(2, n, 4, 8)).astype(np.float32) for n in (5, 7, 7))
-    if bias == "heads":
-        bias = rng.normal(size=(1, 4, 5, 7)).astype(np.float32)
-    elif bias == "mask":
-        bias = np.zeros((2, 1, 1, 7), np.float32)
-        bias[1, ..., 3:] = np.finfo(np.float32).min
-    heads_first = [torch.from_numpy(a).transpose(1, 2) for a in (q, k, v)]
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        *heads_first, attn_mask=None if bias is None else torch.from_numpy(bias), scale=0.3
-    ).transpose(1, 2)
-    found = jit(lambda *args: layers.attention(*args, bias=bias, scale=0.3))(q, k, v)
-    assert_close(found, expected, 1e-5)
-
-
-@pytest.mark.parametrize("name", sorted(layers.ACTIVATIONS))
-def test_activations_agree(name):
-    x = np.linspace(-6, 6, 101, dtype=np.float32)
-    get = transformers.activations.ACT2FN if name == "gelu_new" else None
-    if get is None:
-        theirs = diffusers.models.activations.get_activation(name)
-    else:
-        theirs = get[name]
-    expected = theirs(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(layers.activation(name)(jnp.asarray(x)), expected, atol=2e-6)

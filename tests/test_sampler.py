@@ -4,6 +4,8 @@ With x0 ~ N(m, s²) per pixel and v = alpha² s² + sigma²: E[x0 | xt] = m + al
 and the probability-flow ODE keeps (xt - alpha m) / sqrt(v) constant (Song et al. 2021, 4.3).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +17,10 @@ MEAN, SPREAD = 0.3, 0.5
 
 
 def by_log_snr(limit: float, count: int) -> schedule.Schedule:
-    """A schedule whose log SNR falls evenly from `limit` to `-limit`."""
+    """A schedule whose log SNR falls smoothly, not evenly, from `limit` to `-limit`."""
+    u = np.linspace(-1, 1, count)
     return schedule.Schedule(
-        alphas_cumprod=1 / (1 + np.exp(np.linspace(-limit, limit, count))),
+        alphas_cumprod=1 / (1 + np.exp(limit * (u + 0.15 * np.sin(2 * np.pi * u)))),
         prediction_type="sample",
         clip_sample=False,
     )
@@ -52,17 +55,19 @@ def keys(count: int, seed: int = 0) -> jax.Array:
     return jax.random.split(jax.random.key(seed), count)
 
 
+# Small programs run in no time; optimising them would take most of it.
+UNOPTIMISED = {"xla_backend_optimization_level": 0}
+
+
 def solve(
     name: str, sched: schedule.Schedule, num_steps: int, x: jax.Array, **kwargs
 ) -> np.ndarray:
     kwargs = {"denoise": known_denoiser(sched), "times": sched.times(num_steps), **kwargs}
-    denoise = kwargs.pop("denoise")
     run = jax.jit(
-        lambda x, keys: sampler.sample(
-            denoise, x, keys, schedule=sched, rule=sampler.SAMPLERS[name], **kwargs
-        )
+        partial(sampler.sample, schedule=sched, rule=sampler.SAMPLERS[name], **kwargs),
+        compiler_options=UNOPTIMISED if x.size < 1000 else {},
     )
-    return np.asarray(run(x, keys(x.shape[0])))
+    return np.asarray(run(x=x, keys=keys(x.shape[0])))
 
 
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
@@ -75,7 +80,7 @@ def test_error_falls_at_the_order_of_the_solver(name, order, rng):
         errors.append(np.abs(solve(name, sched, count, x) - (MEAN + SPREAD * z)).max())
     slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert abs(-slope - order) < 0.15 * order, (slope, errors)
-    assert errors[-1] < {"ddim": 2e-2, "dpmpp_2m": 1e-3}[name]
+    assert errors[-1] < {"ddim": 5e-2, "dpmpp_2m": 2e-3}[name]
 
 
 @pytest.mark.parametrize("words", schedule.PREDICTION_TYPES)
@@ -89,6 +94,13 @@ def test_solvers_reach_the_known_image_whatever_the_network_predicts(name, words
     np.testing.assert_allclose(
         found, MEAN + SPREAD * z, atol={"ddim": 2e-2, "dpmpp_2m": 2e-3}[name]
     )
+
+
+def test_the_first_step_of_the_second_order_solver_is_of_first_order(rng):
+    # It has no earlier x0_hat yet (Lu et al. 2022, algorithm 2, line 4); that step is DDIM's.
+    x, times = jnp.asarray(rng.normal(size=(1, 4, 4, 3)), jnp.float32), np.array([700, 400])
+    first, second = (solve(n, cosine(), 1, x, times=times) for n in ("ddim", "dpmpp_2m"))
+    np.testing.assert_allclose(second, first, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", list(sampler.SAMPLERS))
@@ -132,6 +144,29 @@ def test_ancestral_sampling_with_small_variance_keeps_mean_and_variance():
     sched = cosine(variance_type="fixed_small")
     x = sampler.first_noise(keys(IMAGES[0], 1), IMAGES[1:])
     within_standard_errors(solve("ddpm", sched, 1000, x), MEAN, SPREAD**2)
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_small_log", "fixed_large"])
+def test_a_short_chain_has_the_moments_that_bayes_rule_gives_it(variance_type):
+    # Each step draws x_s from q(x_s | x_t, x0_hat): of two normal variables with known covariance,
+    # so the chain is linear and its mean and variance follow from step to step.
+    sched = cosine(variance_type=variance_type)
+    times = sched.times(8)
+    remaining = np.append(sched.alphas_cumprod, 1.0)
+    mean, variance = 0.0, 1.0
+    for now, then in zip(remaining[times[:-1]], remaining[times[1:]], strict=True):
+        slope = np.sqrt(now / then) * (1 - then) / (1 - now)  # Cov(x_s, x_t | x0) / Var(x_t | x0)
+        drawn = (1 - then) - slope**2 * (1 - now)
+        if variance_type == "fixed_large" and then < 1:
+            drawn = 1 - now / then  # Var(x_t | x_s), which Ho et al. 2020 take instead
+        gain = np.sqrt(now) * SPREAD**2 / (now * SPREAD**2 + 1 - now)
+        pull = np.sqrt(then) - slope * np.sqrt(now)  # x_s = slope x_t + pull x0_hat + noise
+        mean = slope * mean + pull * (MEAN + gain * (mean - np.sqrt(now) * MEAN))
+        variance = (slope + pull * gain) ** 2 * variance + drawn
+    x = sampler.first_noise(keys(IMAGES[0], 1), IMAGES[1:])
+    within_standard_errors(solve("ddpm", sched, 8, x), mean, variance)
+    # Eight steps are few enough to tell the two variances apart.
+    assert abs(variance / SPREAD**2 - 1) > 0.1
 
 
 def test_ancestral_sampling_with_large_variance_is_exact_for_data_of_variance_one():
@@ -180,7 +215,7 @@ def test_an_image_does_not_depend_on_its_batch_or_on_the_number_of_devices():
     mesh = jax.make_mesh((8,), ("data",))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=UNOPTIMISED)
     def run(keys):
         x, times = sampler.first_noise(keys, (4, 4, 3)), sched.times(12)
         denoise = known_denoiser(sched)
@@ -197,7 +232,7 @@ def test_noise_of_the_start_and_of_every_step_is_fresh():
     def keep(x, x0_hat, noise_hat, step):
         return jnp.concatenate([x[..., 1:], step.noise[..., :1]], -1)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=UNOPTIMISED)
     def run(keys):
         x, times = sampler.first_noise(keys, (3, 3, 5)), np.array([9, 7, 5, 3, 1, -1])
         last = sampler.sample(lambda x, t: x, x, keys, schedule=cosine(), rule=keep, times=times)

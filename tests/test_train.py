@@ -71,8 +71,8 @@ def by_hand(flat, given, drawn, *, gamma, prior_loss_weight):
 
 
 @functools.cache
-def drawing(recipe: train.Recipe, stage: Toy):
-    return jax.jit(functools.partial(train.draw, stage, recipe))
+def drawing(recipe: train.Recipe, kind: str = "base", size: int = SIZE):
+    return jax.jit(functools.partial(train.draw, Toy(kind=kind, size=size), recipe))
 
 
 def host(tree):
@@ -98,7 +98,7 @@ def test_a_step_is_what_the_equations_say(rows, text, gamma, accumulate):
     flat, given = weights(), batch(*rows)
     stepped = given | ({"ids": IDS, "mask": MASK} if text else {})
     state = dataclasses.replace(state, step=jnp.int32(4))
-    drawn = host(drawing(train.Recipe(seed=3), Toy())(given, 4))
+    drawn = host(drawing(train.Recipe(seed=3))(given, 4))
     state, metrics = run.step(state, frozen, run.put_batch(stepped))
 
     total, subject, prior, gradients = by_hand(
@@ -134,6 +134,18 @@ def test_parts_of_a_batch_are_the_large_batch(large_batch, accumulate, mesh):
         np.testing.assert_allclose(state.trainable[path], leaf, atol=1e-6, err_msg=path)
     for name, value in large_batch[1].items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("accumulate", "mesh"), [(1, (1, 1)), (2, (4, 2))])
+def test_the_learning_rate_counts_optimizer_steps(accumulate, mesh):
+    # Plain gradient descent moves by the learning rate times the gradient.
+    settings = optimizer("sgd", warmup_steps=2, schedule="linear", final_fraction=0.2)
+    run, state, frozen = start(train.Recipe(seed=0, accumulate=accumulate), settings, mesh=mesh)
+    for rate in (0, 0.05, 0.1, 0.09, 0.08):  # up in 2 steps, then to 0.02 in 8
+        before = host(state.trainable)
+        state, metrics = run.step(state, frozen, run.put_batch(batch(8, 8)))
+        moved = sum(((state.trainable[path] - leaf) ** 2).sum() for path, leaf in before.items())
+        np.testing.assert_allclose(np.sqrt(moved), rate * metrics["grad_norm"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("prior_loss_weight", [0.0, 1.0])
@@ -202,23 +214,22 @@ def test_the_weights_handed_in_survive_the_donation_of_the_state():
 
 
 def test_draws_depend_on_seed_step_and_stage_alone():
-    first = drawing(train.Recipe(seed=0), Toy())
     other_pictures = batch(8, 0, seed=9)
-    drawn = host(first(batch(4, 4), 7))
+    drawn = drawing(train.Recipe(seed=0))(batch(4, 4), 7)
+    again = drawing(train.Recipe(seed=0, accumulate=4))(other_pictures, 7)
+    others = [
+        drawing(train.Recipe(seed=0))(other_pictures, 8),
+        drawing(train.Recipe(seed=1))(other_pictures, 7),
+        drawing(train.Recipe(seed=0), "another")(other_pictures, 7),
+    ]
     for name in ("t", "noise"):
-        again = host(drawing(train.Recipe(seed=0, accumulate=4), Toy())(other_pictures, 7))
         np.testing.assert_array_equal(drawn[name], again[name])
-        for step, recipe, stage in (
-            (8, train.Recipe(seed=0), Toy()),
-            (7, train.Recipe(seed=1), Toy()),
-            (7, train.Recipe(seed=0), Toy(kind="another")),
-        ):
-            assert (drawn[name] != host(drawing(recipe, stage)(other_pictures, step))[name]).any()
+        assert all((drawn[name] != other[name]).any() for other in others)
 
 
 def test_eight_devices_draw_what_one_draws(guarded):
     run, _, _ = guarded
-    draw = drawing(train.Recipe(seed=0), Toy())
+    draw = drawing(train.Recipe(seed=0))
     split = draw(run.put_batch(batch(8, 0)), 2)
     assert len(split["x0"].sharding.device_set) == 8
     np.testing.assert_array_equal(split["t"], draw(batch(8, 0), 2)["t"])
@@ -234,7 +245,7 @@ def many():
     given = {"mean": np.zeros((ROWS, 1, 1, 1), np.float32)}
     given["low_res"] = np.zeros((ROWS, 1, 1, 1), np.float32)
     recipe = train.Recipe(seed=0, aug_levels=(20, 23))
-    return host(drawing(recipe, Toy(kind="upscaler", size=1))(given, 0))
+    return host(drawing(recipe, "upscaler", 1)(given, 0))
 
 
 def test_time_steps_are_uniform_over_the_whole_schedule(many):
@@ -267,7 +278,7 @@ def given_to_the_network(given, recipe):
     """One loss, not compiled, of an upscaler that keeps what it was called with."""
     stage = Toy(kind="upscaler")
     flat = weights(channels_in=2 * CHANNELS, levels=2)
-    drawn = train.draw(stage, recipe, given, 0)
+    drawn = drawing(recipe, "upscaler")(given, 0)
     rows = drawn | {"prompt": given["prompt"], "weights": {"total": np.ones(2, np.float32) / 2}}
     rows["weights"] |= {"subject": rows["weights"]["total"], "prior": np.zeros(2, np.float32)}
     frozen = {"weights": flat, "table": jnp.asarray(flat["text_encoder/embedding"][IDS])}

@@ -61,12 +61,12 @@ def weights(*, channels_in: int = CHANNELS, levels: int = 1) -> dict[str, np.nda
     return {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
 
 
-def batch(subject: int, prior: int, *, seed: int = 0) -> dict[str, np.ndarray]:
+def batch(subject: int, prior: int, *, seed: int = 0, size: int = SIZE) -> dict[str, np.ndarray]:
     """Random pictures, subject and prior rows mixed."""
     rng = np.random.default_rng(seed)
     is_prior = rng.permutation(np.repeat([False, True], [subject, prior]))
     return {
-        "mean": rng.uniform(-1, 1, (len(is_prior), SIZE, SIZE, CHANNELS)).astype(np.float32),
+        "mean": rng.uniform(-1, 1, (len(is_prior), size, size, CHANNELS)).astype(np.float32),
         "prompt": is_prior.astype(np.int32),
         "is_prior": is_prior,
     }
@@ -96,16 +96,21 @@ def start(
     flat: dict[str, np.ndarray] | None = None,
     rules: Any = (("text_encoder/.*", False), (".*", True)),
     mesh: tuple[int, int] = (1, 1),
+    table: np.ndarray | None = None,
+    min_bytes: int = 0,
 ) -> tuple[train.Compiled, train.TrainState, dict[str, Any]]:
     """The compiled step on `data × fsdp` devices, the state before it and the frozen weights.
 
-    With a text encoder that trains there is no table of texts: its batches carry `IDS` and `MASK`.
+    `table` holds the texts of a frozen text encoder; the toy's is made from `IDS` and `MASK`, which
+    batches carry when it trains. `min_bytes` is far below what a run sets: small leaves are split.
     """
     flat = weights() if flat is None else flat
     trainable, frozen_weights = ADAPTERS["full"].init(flat, rules)
     frozen = {"weights": frozen_weights}
     if "text_encoder/embedding" in frozen_weights:
-        frozen["table"] = flat["text_encoder/embedding"][IDS] * MASK[..., None]
+        table = flat["text_encoder/embedding"][IDS] * MASK[..., None]
+    if table is not None:
+        frozen["table"] = table
     data, fsdp = mesh
     run = train.compiled(
         trainable,
@@ -116,7 +121,7 @@ def start(
         tx=optim.make(settings, num_steps=10),
         mesh=sharding.make_mesh(data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp]),
         rules=((".*", "fsdp"),),
-        min_bytes=0,  # on purpose: so that even leaves of this size are split
+        min_bytes=min_bytes,
     )
     return run, run.init(trainable), jax.device_put(frozen, run.frozen)
 

@@ -126,10 +126,13 @@ def plain(colour: tuple[int, int, int], u: np.ndarray, size: int) -> np.ndarray:
 class Composites:
     """An endless captioned set: picture and caption are a pure function of (seed, index).
 
-    `size` is the side of the pictures; the same index shows the same scene at every size.
+    `size` is the side of the pictures; the same index shows the same scene at every size. `plain`
+    is the share of pictures on a plain background, instead of that in `CAPTIONS`.
     """
 
-    def __init__(self, material: Material, *, size: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self, material: Material, *, size: int = 64, seed: int = 0, plain: float | None = None
+    ) -> None:
         self.material, self.size, self.seed = material, size, seed
         self.looks: dict[tuple[str, str], list[int]] = {}
         for row, key in enumerate(zip(material.nouns, material.colours, strict=True)):
@@ -141,7 +144,11 @@ class Composites:
         }
         weights = np.array([WEIGHT.get(noun, 1.0) for noun in self.nouns])
         self.edges = np.cumsum(weights / weights.sum())
-        self.kinds, chances = zip(*CAPTIONS.items(), strict=True)
+        self.kinds, usual = zip(*CAPTIONS.items(), strict=True)
+        is_plain = np.array([kind == "plain" for kind in self.kinds])
+        chances = np.array(usual)
+        if plain is not None:
+            chances = np.where(is_plain, plain, chances / chances[~is_plain].sum() * (1 - plain))
         self.kind_edges = np.cumsum(chances)
         self.pyramids = [pyramid(cutout) for cutout in material.cutouts]
 

@@ -14,7 +14,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,13 +115,31 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
 } | EMPTY
 
-# Per stage: phases of (steps, picture size, rows per step), the last as long as --steps says; the
-# peak learning rate; the levels of noise on the low-res side. A convolutional UNet learns what
-# words mean from small pictures as well, and they cost less, so the base begins with them. Phases
-# may be changed between two runs of the command.
+class Phase(NamedTuple):
+    """A part of a stage's training: up to which step, pictures of which size, rows per step."""
+
+    until: int | None  # None: as long as --steps says
+    size: int
+    rows: int
+    plain: float | None = None  # share of pictures on plain backgrounds, when not the usual one
+
+
+# Per stage: its phases, the peak learning rate, the levels of noise on the low-res side. The base
+# begins with small pictures, which cost less. Over panoramas alone it learned the places and no
+# noun in 90,000 pictures: a place is most of the pixels. So plain backgrounds, where only the noun
+# is left to learn, are a phase of their own. Phases may be changed between two runs.
 STAGES: dict[str, dict[str, Any]] = {
-    "base": {"phases": [(800, 16, 32), (None, 32, 16)], "learning_rate": 1e-3, "levels": (0, 0)},
-    "upscaler": {"phases": [(None, 64, 8)], "learning_rate": 8e-4, "levels": (0, 400)},
+    "base": {
+        "phases": [
+            Phase(800, 16, 32),
+            Phase(5600, 32, 16),
+            Phase(7600, 32, 16, plain=0.8),
+            Phase(None, 32, 16, plain=0.3),
+        ],
+        "learning_rate": 1e-3,
+        "levels": (0, 0),
+    },
+    "upscaler": {"phases": [Phase(None, 64, 8)], "learning_rate": 8e-4, "levels": (0, 400)},
 }
 
 
@@ -197,11 +215,11 @@ def main() -> None:
     prompts = ["", *all_captions()]
     material = prepare(args.cache)
     sources = []
-    for number, (steps, size, batch_size) in enumerate(made["phases"]):
-        render = Composites(material, size=size, seed=number).render
+    for number, phase in enumerate(made["phases"]):
+        render = Composites(material, size=phase.size, seed=number, plain=phase.plain).render
         low_size = 32 if kind == "upscaler" else None
-        source = Captions(render, prompts, batch_size=batch_size, seed=number, low_size=low_size)
-        sources.append((steps, source))
+        source = Captions(render, prompts, batch_size=phase.rows, seed=number, low_size=low_size)
+        sources.append((phase.until, source))
     encoded = stage.tokenizer.encode(prompts)
     frozen: dict[str, Any] = {"weights": frozen_weights}
     if kind == "upscaler":
@@ -209,7 +227,7 @@ def main() -> None:
         frozen["table"] = encode(frozen_weights, encoded["ids"], encoded["mask"])
 
     def batch_at(step: int) -> dict[str, Any]:
-        source = next(source for steps, source in sources if steps is None or step < steps)
+        source = next(source for until, source in sources if until is None or step < until)
         batch = source.batch(step)
         if kind == "base":  # the text encoder learns too: the rows' own tokens travel with them
             rows = batch["prompt"]

@@ -94,7 +94,8 @@ def make_or_reuse(
         stages = len(pictures)
         blocks.append(pictures)
     columns = [np.concatenate(column) for column in zip(*blocks, strict=True)]
-    redone = sum(entry["attempt"] for name, entry in entries.items() if name < _name(num_images))
+    used = (entry for name, entry in entries.items() if name < _name(num_images))
+    redone = sum(entry["attempt"] > 0 for entry in used)
     if redone:
         logging.warning("prior: %d class images came out empty and were drawn again", redone)
     return Prior(columns[-1], columns[0] if stages and stages > 1 else None, redone)
@@ -158,18 +159,20 @@ def _draw_block(
     indices: Sequence[int], *, seed: int, draw: Draw
 ) -> tuple[list[np.ndarray], dict[int, int]]:
     """Pictures of each stage for `indices`, empty ones drawn again, and which attempt each took."""
-    attempts = dict.fromkeys(indices, 0)
-    pictures = [np.array(column) for column in draw([seed_of(seed, i, 0) for i in indices])]
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        empty = [k for k in range(len(indices)) if any(is_empty(column[k]) for column in pictures)]
-        if not empty:
-            return pictures, attempts
+    attempts: dict[int, int] = {}
+    pictures: list[np.ndarray] = []
+    empty = list(range(len(indices)))
+    for attempt in range(MAX_ATTEMPTS):
         # The whole block again, so that an image does not depend on which others failed.
-        again = draw([seed_of(seed, i, attempt) for i in indices])
+        drawn = draw([seed_of(seed, i, attempt) for i in indices])
+        pictures = pictures or [np.array(column) for column in drawn]
         for k in empty:
             attempts[indices[k]] = attempt
-            for column, new in zip(pictures, again, strict=True):
+            for column, new in zip(pictures, drawn, strict=True):
                 column[k] = new[k]
+        empty = [k for k in empty if any(is_empty(column[k]) for column in pictures)]
+        if not empty:
+            return pictures, attempts
     raise PriorError(
         f"class images {[indices[k] for k in empty]} are black, of one colour or not finite after "
         f"{MAX_ATTEMPTS} attempts. The base model or its sampler is broken: try "

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import sys
 from pathlib import Path
 
 import jax
@@ -77,7 +78,13 @@ class Encoder:
         A progress bar is shown under `label` when there is one.
         """
         features, logits = [], []
-        bar = tqdm(total=len(pictures), desc=label, unit="image", disable=label is None)
+        bar = tqdm(
+            total=len(pictures),
+            desc=label,
+            unit="image",
+            disable=label is None,
+            mininterval=0.5 if sys.stderr.isatty() else 15,
+        )
         with bar:
             for start in range(0, len(pictures), self.batch_size):
                 rows = np.arange(start, start + self.batch_size) % len(pictures)

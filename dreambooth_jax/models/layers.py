@@ -51,7 +51,9 @@ class Network:
             found = tuple(params[path].shape)
             if found != leaf.shape:
                 raise ValueError(f"{path}: found shape {found}, expected {leaf.shape}.")
-        leaves = {_as_nnx_path(path): nnx.Param(params[path]) for path in self.abstract}
+        leaves: dict[Any, Any] = {
+            _as_nnx_path(path): nnx.Param(params[path]) for path in self.abstract
+        }
         return nnx.merge(self.structure, nnx.from_flat_state(leaves))
 
 

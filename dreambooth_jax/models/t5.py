@@ -136,7 +136,7 @@ class Block(nnx.Module):
 
     def __init__(self, cfg: T5Config, *, with_positions: bool):
         attention = AttentionLayer(cfg, with_positions=with_positions)
-        self.layer = nnx.List([attention, FeedForwardLayer(cfg)])
+        self.layer: nnx.List[Any] = nnx.List([attention, FeedForwardLayer(cfg)])
 
     def __call__(self, x: Array, bias: Array) -> Array:
         return self.layer[1](self.layer[0](x, bias))

@@ -250,13 +250,13 @@ class UNet(nnx.Module):
 
         x = self.conv_in(x)
         skips = [x]
-        for block in self.down_blocks:
-            x, new = call(block, x, time, text)
+        for down in self.down_blocks:
+            x, new = call(down, x, time, text)
             skips += new
         x = call(self.mid_block, x, time, text)
-        for block in self.up_blocks:
-            taken = [skips.pop() for _ in block.resnets][::-1]
-            x = call(block, x, taken, time, text)
+        for up in self.up_blocks:
+            taken = [skips.pop() for _ in up.resnets][::-1]
+            x = call(up, x, taken, time, text)
         return self.conv_out(layers.activation(cfg.act_fn)(self.conv_norm_out(x)))
 
     def _sinusoid(self, t: Array) -> Array:

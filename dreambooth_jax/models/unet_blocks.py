@@ -103,7 +103,7 @@ class AddedKVAttention(nnx.Module):
         hidden = self.group_norm(x).reshape(b, h * w, c)
         text = text if self.norm_cross is None else self.norm_cross(text)
         k, v = self.add_k_proj(text), self.add_v_proj(text)
-        if self.to_k is not None:
+        if self.to_k is not None and self.to_v is not None:
             k = jnp.concatenate([k, self.to_k(hidden)], 1)
             v = jnp.concatenate([v, self.to_v(hidden)], 1)
         heads = (b, -1, c // self.head_dim, self.head_dim)

@@ -1,0 +1,135 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreambooth_jax.data.batches import Pictures, SubjectBatches, split_rows
+
+SUBJECT, PRIOR = 0, 100  # photo i shows i everywhere, class image i shows 100 + i
+INSTANCE_ROW, CLASS_ROW = 3, 7
+
+
+def pictures(count: int, first: int, *, low_res: bool = False) -> Pictures:
+    shown = np.arange(first, first + count, dtype=np.float32)[:, None, None, None]
+    pixels = np.broadcast_to(shown, (count, 4, 4, 3))
+    return Pictures(pixels, np.broadcast_to(shown, (count, 2, 2, 3)) if low_res else None)
+
+
+def source(photos=5, class_images=7, *, batch_size=4, fraction=0.5, seed=0, low_res=False):
+    return SubjectBatches(
+        subject=pictures(photos, SUBJECT, low_res=low_res),
+        prior=pictures(class_images, PRIOR, low_res=low_res) if class_images else None,
+        batch_size=batch_size,
+        prior_fraction=fraction,
+        instance_row=INSTANCE_ROW,
+        class_row=CLASS_ROW,
+        seed=seed,
+    )
+
+
+def shown(batch) -> list[int]:
+    return [int(picture[0, 0, 0]) for picture in batch["mean"]]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "fraction", "expected"),
+    [
+        (4, 0.5, (2, 2)),
+        (4, 0.25, (3, 1)),
+        (10, 0.3, (7, 3)),
+        (2, 0.9, (1, 1)),  # at least one of each
+        (8, 0.01, (7, 1)),
+        (1, 0, (1, 0)),
+        (5, 0, (5, 0)),
+    ],
+)
+def test_rows_are_split_by_the_fraction_with_at_least_one_of_each(batch_size, fraction, expected):
+    assert split_rows(batch_size, prior_fraction=fraction) == expected
+
+
+def test_one_row_cannot_hold_both_kinds():
+    with pytest.raises(ValueError, match=r"train\.batch_size = 1 .*prior_loss_weight = 0"):
+        split_rows(1, prior_fraction=0.5)
+
+
+@given(
+    photos=st.integers(1, 7),
+    class_images=st.integers(0, 9),
+    batch_size=st.integers(2, 9),
+    first=st.integers(0, 50),
+)
+def test_every_picture_is_seen_equally_often(photos, class_images, batch_size, first):
+    batches = source(photos, class_images, batch_size=batch_size)
+    # From any round's start, N steps of c rows are c rounds of N pictures.
+    for kind, count in ((False, photos), (True, class_images)):
+        seen: Counter[int] = Counter()
+        for step in range(first * count, (first + 1) * count):
+            batch = batches.batch(step)
+            seen.update(np.array(shown(batch))[batch["is_prior"] == kind].tolist())
+        assert len(seen) == count
+        assert len(set(seen.values())) == min(count, 1)
+
+
+def test_no_picture_comes_again_before_all_others_came():
+    walk = [
+        row for step in range(20) for row in shown(source(batch_size=3, fraction=0.1).batch(step))
+    ]
+    photos = [row for row in walk if row < PRIOR]
+    rounds = [photos[start : start + 5] for start in range(0, len(photos), 5)]
+    assert all(sorted(once) == [0, 1, 2, 3, 4] for once in rounds)
+    assert len({tuple(once) for once in rounds}) > 3  # each in an order of its own
+
+
+def test_rows_carry_the_prompt_of_their_kind():
+    batch = source(batch_size=6, fraction=1 / 3).batch(2)
+    is_class_image = np.array(shown(batch)) >= PRIOR
+    np.testing.assert_array_equal(batch["is_prior"], is_class_image)
+    assert is_class_image.sum() == 2
+    assert batch["prompt"].tolist() == [
+        CLASS_ROW if row else INSTANCE_ROW for row in is_class_image
+    ]
+    assert (batch["prompt"].dtype, batch["is_prior"].dtype) == (np.int32, bool)
+    assert (batch["mean"].shape, batch["mean"].dtype) == ((6, 4, 4, 3), np.float32)
+    assert "low_res" not in batch
+
+
+def test_without_class_images_all_rows_are_photos():
+    for batch_size in (1, 6):
+        batch = source(class_images=0, batch_size=batch_size).batch(0)
+        assert not batch["is_prior"].any()
+        assert set(batch["prompt"]) == {INSTANCE_ROW}
+        assert len(batch["mean"]) == batch_size
+
+
+def test_one_photo_and_one_class_image_fill_any_batch():
+    batch = source(1, 1, batch_size=8).batch(11)
+    assert Counter(shown(batch)) == {SUBJECT: 4, PRIOR: 4}
+
+
+def test_the_low_res_picture_stays_beside_its_own():
+    for step in range(5):
+        batch = source(low_res=True).batch(step)
+        assert batch["low_res"].shape == (4, 2, 2, 3)
+        assert batch["low_res"][:, 0, 0, 0].tolist() == shown(batch)
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    there = [shown(source().batch(step)) for step in range(12)]
+    again = source()
+    assert [shown(again.batch(step)) for step in reversed(range(12))] == there[::-1]
+    assert [shown(source(seed=1).batch(step)) for step in range(12)] != there
+
+
+def test_mirrored_pictures_come_after_the_others():
+    rng = np.random.default_rng(0)
+    pixels, low = (rng.normal(size=(3, size, size, 3)).astype(np.float32) for size in (4, 2))
+    both = Pictures(pixels, low).with_mirrored()
+    for whole, half in ((both.pixels, pixels), (both.low_res, low)):
+        assert len(whole) == 6
+        np.testing.assert_array_equal(whole[:3], half)
+        for row, column in ((0, 0), (1, 1)):
+            mirrored = whole[3:, row, column]
+            np.testing.assert_array_equal(mirrored, half[:, row, half.shape[2] - 1 - column])
+    assert Pictures(pixels).with_mirrored().low_res is None

@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy_stage import optimizer
+
+from dreambooth_jax import optim
+
+
+def moved(settings, grads, params, *, steps=1):
+    """Params after `steps` steps with the same gradients."""
+    tx = optim.make(settings, num_steps=10)
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+# Up to 0.001 in 10 steps, then 100 steps to a tenth of it; cos 45° = 0.7071 a quarter of the way.
+@pytest.mark.parametrize(
+    ("shape", "quarter", "half", "end"),
+    [
+        ("constant", 1, 1, 1),
+        ("linear", 0.775, 0.55, 0.1),
+        ("cosine", 0.1 + 0.9 * (1 + 0.70710678) / 2, 0.55, 0.1),
+    ],
+)
+def test_learning_rates_at_warm_up_peak_and_end(shape, quarter, half, end):
+    settings = optimizer(learning_rate=1e-3, warmup_steps=10, schedule=shape, final_fraction=0.1)
+    rate = optim.lr_schedule(settings, num_steps=110)
+    found = [float(rate(step)) for step in (0, 5, 10, 35, 60, 110)]
+    expected = np.array([0, 0.5, 1, quarter, half, end])
+    np.testing.assert_allclose(found, 1e-3 * expected, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", sorted(optim.LR_SCHEDULES))
+def test_without_warm_up_the_first_step_is_at_the_peak(shape):
+    settings = optimizer(learning_rate=0.5, warmup_steps=0, schedule=shape)
+    assert float(optim.lr_schedule(settings, num_steps=7)(0)) == 0.5
+
+
+@pytest.mark.parametrize("shape", sorted(optim.LR_SCHEDULES))
+def test_a_run_that_is_all_warm_up_is_finite(shape):
+    settings = optimizer(learning_rate=1.0, warmup_steps=4, schedule=shape)
+    rate = optim.lr_schedule(settings, num_steps=4)
+    assert [float(rate(step)) for step in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+
+
+@pytest.mark.parametrize(("limit", "factor"), [(0.0, 1), (2.5, 0.5), (5.0, 1), (100.0, 1)])
+def test_gradients_are_clipped_to_their_global_norm(limit, factor):
+    grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}  # norm 5 together
+    params = jax.tree.map(jnp.zeros_like, grads)
+    after = moved(optimizer("sgd", learning_rate=1.0, grad_clip=limit), grads, params)
+    for path, grad in grads.items():
+        np.testing.assert_allclose(after[path], -factor * grad, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_each_optimizer_goes_down_a_quadratic(name):
+    settings = optimizer(name, learning_rate=0.05, grad_clip=1.0)
+    tx = optim.make(settings, num_steps=60)
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=(3,))}
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+
+    def loss(params):
+        return (params["kernel"] ** 2).sum() + 3 * ((params["bias"]) ** 2).sum()
+
+    def step(carry, _):
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    _, values = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=60))(params)
+    assert values[-1] < 0.05 * values[0]
+    assert (np.diff(values[:10]) < 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_weight_decay_is_decoupled_and_times_the_learning_rate(name):
+    # Without a gradient nothing but the decay is left: p (1 - 0.05·0.1) (1 - 0.1·0.1).
+    settings = optimizer(name, warmup_steps=2, learning_rate=0.1, weight_decay=0.1, b1=0.9)
+    params = {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([4.0])}
+    after = moved(settings, jax.tree.map(jnp.zeros_like, params), params, steps=3)
+    for path, leaf in params.items():
+        np.testing.assert_allclose(after[path], leaf * 0.995 * 0.99, rtol=1e-6)
+
+
+def test_the_first_step_of_each_update_rule():
+    # Adam and Lion move by the learning rate, gradient descent by that times the gradient.
+    grads, params = {"a": jnp.array([0.2, -3.0])}, {"a": jnp.array([1.0, 1.0])}
+    expected = {"adamw": [0.9, 1.1], "lion": [0.9, 1.1], "sgd": [0.98, 1.3]}
+    for name, after in expected.items():
+        settings = optimizer(name, b1=0.9, learning_rate=0.1)
+        np.testing.assert_allclose(moved(settings, grads, params)["a"], after, rtol=1e-5)
+
+
+def test_adafactor_remembers_rows_and_columns_where_adam_keeps_two_copies():
+    params = {"kernel": jax.ShapeDtypeStruct((512, 256), jnp.float32)}
+
+    def size(name):
+        state = jax.eval_shape(optim.make(optimizer(name), num_steps=1).init, params)
+        return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+    assert size("adamw") >= 2 * 512 * 256
+    assert size("adafactor") < 2 * (512 + 256)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.9), (8, 0.5), (71, 1 / 9), (10**6, 0.1)])
+def test_the_average_forgets_fast_at_first_and_with_its_decay_later(step, expected):
+    # From 0 towards 1: 1 - min(0.9, (1 + n) / (10 + n)).
+    zero, one = {"a": jnp.zeros(2)}, {"a": jnp.ones(2)}
+    found = optim.average(zero, one, jnp.int32(step), 0.9)
+    np.testing.assert_allclose(found["a"], [expected] * 2, rtol=1e-5)

@@ -1,0 +1,223 @@
+"""The train step with real networks, of a single level: compiling is what takes the time here."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import cascades
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_stage import batch, bits, optimizer, start
+
+from dreambooth_jax import pipeline, train, tree
+from dreambooth_jax.checkpoint import Checkpoints
+
+ONE_LEVEL = {
+    "block_out_channels": [16],
+    "down_block_types": ["SimpleCrossAttnDownBlock2D"],
+    "up_block_types": ["SimpleCrossAttnUpBlock2D"],
+}
+CHOSEN = (("unet/(conv_in|time_embedding)/.*", False), ("unet/.*", True), (".*", False))
+TABLE = np.random.default_rng(2).normal(size=(2, 5, 32)).astype(np.float32)
+LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (4, 2)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_half_the_time() -> Iterator[None]:
+    """The arithmetic is the same; what LLVM would make faster runs for a few steps only."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pipeline.Stage]:
+    root = tmp_path_factory.mktemp("one_level")
+    folders = {
+        kind: cascades.make(root / kind, kind, unet=ONE_LEVEL)
+        for kind in pipeline.PIPELINES.values()
+    }
+    return {kind: pipeline.open_stage(str(folder), kind=kind) for kind, folder in folders.items()}
+
+
+def unet_alone(stage: pipeline.Stage) -> tree.Flat:
+    return tree.split(pipeline.read_weights(stage), lambda path: path.startswith("unet/"))[0]
+
+
+@dataclasses.dataclass
+class Run:
+    """A compiled program and what came out of its steps."""
+
+    program: train.Compiled
+    frozen: dict[str, tree.Flat]
+    state: train.TrainState
+    losses: np.ndarray
+    at_six: list[tuple[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def runs(stages) -> dict[str, Run]:
+    """Twenty steps of the base stage, each with another batch, in three layouts."""
+    done = {}
+    flat = unet_alone(stages["base"])
+    for layout, mesh in LAYOUTS.items():
+        program, state, frozen = start(
+            train.Recipe(seed=0, prior_loss_weight=0.5, ema_decay=0.99),
+            optimizer(learning_rate=1e-3, grad_clip=1.0),
+            stage=stages["base"],
+            flat=flat,
+            rules=CHOSEN,
+            mesh=mesh,
+            table=TABLE,
+            min_bytes=1024,
+        )
+        losses, at_six = [], []
+        for step in range(20):
+            given = program.put_batch(batch(5, 3, seed=step, size=8))
+            state, metrics = program.step(state, frozen, given)
+            losses.append(float(metrics["loss"]))
+            if step == 5:
+                at_six = bits(state)
+        done[layout] = Run(program, frozen, state, np.array(losses), at_six)
+    return done
+
+
+def test_one_device_eight_devices_and_split_weights_give_the_same_losses(runs):
+    assert len(set(runs["one"].losses)) == 20
+    for layout in ("data", "fsdp"):
+        np.testing.assert_allclose(runs[layout].losses, runs["one"].losses, rtol=1e-4)
+
+
+def test_weights_moments_and_averages_are_really_split(runs):
+    state = runs["fsdp"].state
+    per_device = {"whole": 0, "half": 0}
+    for path, leaf in state.trainable.items():
+        moments = [leaf, state.ema[path], *(part[path] for part in adam_moments(state))]
+        here = {shard.data.nbytes for copy in moments for shard in copy.addressable_shards}
+        assert here in ({leaf.nbytes}, {leaf.nbytes // 2}), path
+        per_device["whole" if here == {leaf.nbytes} else "half"] += leaf.nbytes
+    assert per_device["half"] > 10 * per_device["whole"]
+    assert {leaf.nbytes < 1024 for leaf in state.trainable.values()} == {True, False}
+
+
+def adam_moments(state: train.TrainState) -> list[tree.Flat]:
+    found = [
+        part for part in jax.tree.leaves(state.opt_state, is_leaf=has_moments) if has_moments(part)
+    ]
+    assert len(found) == 1
+    return [found[0].mu, found[0].nu]
+
+
+def has_moments(part: object) -> bool:
+    return hasattr(part, "mu")
+
+
+def test_chosen_leaves_train_and_the_others_stay_bit_for_bit(runs, stages):
+    weights = unet_alone(stages["base"])
+    for run in runs.values():
+        frozen, trainable = run.frozen["weights"], run.state.trainable
+        assert frozen.keys() | trainable.keys() == weights.keys()
+        assert {path.split("/")[1] for path in frozen} == {"conv_in", "time_embedding"}
+        assert bits(frozen) == bits({path: weights[path] for path in frozen})
+        still = [p for p, leaf in trainable.items() if np.array_equal(leaf, weights[p])]
+        assert still == []
+        np.testing.assert_array_equal(run.frozen["table"], TABLE)
+
+
+def test_a_resumed_run_with_split_weights_is_the_uninterrupted_one(runs, stages, tmp_path):
+    run = runs["fsdp"]
+
+    def go_on(state: train.TrainState, steps: range) -> train.TrainState:
+        for step in steps:
+            given = run.program.put_batch(batch(5, 3, seed=step, size=8))
+            state, _ = run.program.step(state, run.frozen, given)
+        return state
+
+    weights = unet_alone(stages["base"])
+    state = run.program.init({path: weights[path] for path in run.state.trainable})
+    with Checkpoints(tmp_path, config={}) as saved:
+        saved.save(3, go_on(state, range(3)))
+        state, _ = saved.restore(run.program.state)
+    assert bits(go_on(state, range(3, 6))) == run.at_six
+
+
+def test_an_upscaler_gives_the_same_losses_on_one_device_and_on_eight(stages):
+    losses = {}
+    flat = unet_alone(stages["upscaler"])
+    for layout in ("one", "fsdp"):
+        program, state, frozen = start(
+            train.Recipe(seed=0, aug_levels=(0, 300)),
+            optimizer(learning_rate=1e-3),
+            stage=stages["upscaler"],
+            flat=flat,
+            mesh=LAYOUTS[layout],
+            table=TABLE,
+            min_bytes=1024,
+        )
+        losses[layout] = []
+        for step in range(3):
+            given = batch(4, 4, seed=step, size=16)
+            given["low_res"] = batch(4, 4, seed=100 + step, size=8)["mean"]
+            state, metrics = program.step(state, frozen, program.put_batch(given))
+            losses[layout].append(float(metrics["loss"]))
+    np.testing.assert_allclose(losses["fsdp"], losses["one"], rtol=1e-4)
+
+
+def test_everything_at_once_is_the_sum_of_rows_taken_one_by_one(stages):
+    # Prior, trained text encoder, min-SNR, accumulation, split rows and split weights together.
+    stage = stages["base"]
+    flat = pipeline.read_weights(stage)
+    recipe = train.Recipe(seed=0, prior_loss_weight=0.7, min_snr_gamma=5.0, accumulate=2)
+    everything = ((".*", True),)
+    program, state, frozen = start(
+        recipe,
+        optimizer("sgd", learning_rate=1.0),
+        stage=stage,
+        flat=flat,
+        rules=everything,
+        mesh=(2, 2),
+        min_bytes=1024,
+    )
+    given = batch(3, 5, size=8)
+    tokens = stage.tokenizer.encode(["a zib bird", "a bird"], keep="zib")
+    drawn = jax.tree.map(np.asarray, train.draw(stage, recipe, given, 0))
+    state, metrics = program.step(state, frozen, program.put_batch(given | tokens))
+
+    remaining = stage.schedule.alphas_cumprod[drawn["t"]]
+    weight = np.minimum(remaining / (1 - remaining), 5) / (remaining / (1 - remaining))
+    share = np.where(given["is_prior"], 0.7 / 5, 1 / 3) * weight
+
+    @jax.jit
+    def row_loss(params, xt, noise, t, ids, mask):
+        def squared_error(params):
+            text = stage.encode_text(params, ids, mask, dtype=jnp.float32)
+            return ((stage.predict(params, xt, t, text)[..., :3] - noise) ** 2).mean()
+
+        return jax.value_and_grad(squared_error)(params)
+
+    total, gradients = 0.0, {path: np.zeros(leaf.shape) for path, leaf in flat.items()}
+    for row, prompt in enumerate(given["prompt"]):
+        one = slice(row, row + 1)
+        xt = np.sqrt(remaining[row]) * given["mean"][one]
+        xt += np.sqrt(1 - remaining[row]) * drawn["noise"][one]
+        words = [tokens[name][prompt : prompt + 1] for name in ("ids", "mask")]
+        value, slopes = row_loss(
+            flat, jnp.float32(xt), drawn["noise"][one], drawn["t"][one], *words
+        )
+        total += share[row] * float(value)
+        for path, slope in slopes.items():
+            gradients[path] += share[row] * np.float64(slope)
+
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-4)
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-3)
+    assert state.trainable.keys() == flat.keys()
+    for path, gradient in gradients.items():
+        change = flat[path] - np.float64(state.trainable[path])
+        off = np.linalg.norm(change - gradient)
+        # Some biases are undone by a normalization: all of their gradient is rounding.
+        assert off <= 1e-3 * np.linalg.norm(gradient) + 1e-6 * norm, path
+    words = [path for path in gradients if path.startswith("text_encoder/")]
+    assert all(np.abs(gradients[path]).max() > 0 for path in words)
