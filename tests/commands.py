@@ -3,13 +3,14 @@
 Not a test: what test_main, test_experiment, test_resume and test_processes have in common.
 """
 
+import contextlib
 import fcntl
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,13 @@ runpy.run_module("dreambooth_jax.main", run_name="__main__", alter_sys=True)
 """
 
 
-def settings(stages: Mapping[str, Path], **changed: Any) -> dict[str, Any]:
+def settings(stages: Mapping[str, Path | str], /, **changed: Any) -> dict[str, Any]:
     """The settings of a short run by dotted key; in `changed` a dot is written `__`."""
     models = {f"{kind}_model": str(folder) for kind, folder in stages.items()}
     return _SHORT | models | {key.replace("__", "."): value for key, value in changed.items()}
 
 
-def config(stages: Mapping[str, Path], **changed: Any) -> ConfigDict:
+def config(stages: Mapping[str, Path | str], /, **changed: Any) -> ConfigDict:
     """The same as a configuration, for runs in this process."""
     path = REPOSITORY / "configs" / "imagen_like.py"
     spec = importlib.util.spec_from_file_location("imagen_like", path)
@@ -95,7 +96,7 @@ def run_here(c: ConfigDict, folder: Path) -> Path:
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-def flags(stages: Mapping[str, Path], workdir: Path, **changed: Any) -> list[str]:
+def flags(stages: Mapping[str, Path | str], workdir: Path, /, **changed: Any) -> list[str]:
     """The same as a command line."""
     cache = {"compile__cache_dir": os.environ["JAX_COMPILATION_CACHE_DIR"]}
     words = [f"--config.{k}={v}" for k, v in settings(stages, **cache | changed).items()]
@@ -134,24 +135,43 @@ def run(arguments: list[str], *, expect: int = 0, **how: Any) -> str:
     return output
 
 
-def reference(factory: pytest.TempPathFactory) -> tuple[dict[str, Path], Path]:
-    """A cascade, and the folder of a run of it on one device that nothing disturbed.
+def cascade(factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders by stage of a cascade that is smaller still than `tiny_cascade`.
 
     Made once per session, whichever module or worker process asks first. Not to be changed.
     """
-    root = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
+    root = _shared(factory)
     stages = {kind: root / "small_cascade" / kind for kind in ("base", "upscaler")}
-    folder = root / "undisturbed"
-    with open(root / "undisturbed.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for seed, (kind, target) in enumerate(stages.items()):
-            if not (target / "unet").is_dir():
-                cascades.make(target, kind, seed=seed, **_SMALL)
+    with _alone(root / "small_cascade.lock"):
+        for seed, (kind, folder) in enumerate(stages.items()):
+            if not (folder / "unet").is_dir():
+                cascades.make(folder, kind, seed=seed, **_SMALL)
+    return stages
+
+
+def reference(factory: pytest.TempPathFactory) -> tuple[dict[str, Path], Path]:
+    """That cascade, and the folder of a run of it on one device that nothing disturbed.
+
+    Made once per session as well.
+    """
+    stages, folder = cascade(factory), _shared(factory) / "undisturbed"
+    with _alone(folder.with_suffix(".lock")):
         if not (folder / "report.html").is_file():
             run(flags(stages, folder))
     return stages, folder
+
+
+def _shared(factory: pytest.TempPathFactory) -> Path:
+    """The session's folder, the same for all workers of pytest-xdist."""
+    root = factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def lines(workdir: Path, stage: str) -> list[dict[str, Any]]:

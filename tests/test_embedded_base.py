@@ -12,7 +12,7 @@ import embedded_base
 
 
 def features(rng, *, draws, nouns=7, places=3, size=40, place_weight=1.0):
-    """Features `[draws, nouns, places, size]`: noun + place + a little noise, around a far centre."""
+    """Features `[draws, nouns, places, size]`: noun + place + some noise, off centre."""
     directions = np.linalg.qr(rng.normal(size=(size, size)))[0]
     noun, place = directions[:nouns], directions[nouns : nouns + places]
     noise = 0.1 * rng.normal(size=(draws, nouns, places, size))
@@ -41,7 +41,7 @@ def test_clear_classes_are_told_apart_and_wrong_labels_are_not_right(rng, axis, 
 
 
 def test_whitening_hides_a_place_that_outshines_the_noun(rng):
-    """A mean over places keeps some of a strong one: cosine then follows the place, not the noun."""
+    """Means keep some of a strong place: cosine then follows the place instead of the noun."""
     *known, fresh = features(rng, draws=3, places=8, place_weight=6.0)
     truth = np.indices(fresh.shape[:2])[0].ravel()
     known = np.stack(known)

@@ -115,6 +115,7 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
 } | EMPTY
 
+
 class Phase(NamedTuple):
     """A part of a stage's training: up to which step, pictures of which size, rows per step."""
 
@@ -180,6 +181,12 @@ def main() -> None:
     parser.add_argument(
         "--save_every", type=int, default=250, help="optimizer steps between two checkpoints"
     )
+    parser.add_argument(
+        "--first_step",
+        type=int,
+        default=0,
+        help="without checkpoints, begin at this step with the weights that lie in OUT",
+    )
     args = parser.parse_args()
     logging.set_verbosity(logging.INFO)
     made, kind = STAGES[args.stage], args.stage
@@ -194,6 +201,8 @@ def main() -> None:
         text = weights.read(args.out / "base" / "text_encoder", stage.text_encoder.abstract)
         fresh |= tree.with_prefix(text, "text_encoder")
         rules = [("unet/.*", True), (".*", False)]
+    if args.first_step:
+        fresh = pipeline.read_weights(stage)
 
     adapter = ADAPTERS["full"]
     trainable, frozen_weights = adapter.init(fresh, rules)
@@ -247,7 +256,7 @@ def main() -> None:
         rules=[(".*", "replicate")],
         min_bytes=0,
     )
-    state = run.init(trainable)
+    state = run.init(trainable).replace(step=jnp.int32(args.first_step))
     frozen = jax.tree.map(lambda x, s: sharding.put(x, s), frozen, run.frozen)
     millions = tree.count(trainable) / 1e6
     logging.info("%s: %d leaves, %.2f M parameters trained", kind, len(trainable), millions)

@@ -1,0 +1,200 @@
+"""Runs in this process, on 8 devices: one stage alone, odd photos, a full disk, false starts."""
+
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import commands
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax import config as configs
+from dreambooth_jax import experiment
+from dreambooth_jax.checkpoint import CheckpointError
+from dreambooth_jax.experiment.workdir import Workdir
+
+MESH = {"mesh__data": 4, "mesh__fsdp": 2, "sharding__min_bytes": 0}
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return commands.cascade(tmp_path_factory)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """A folder such as people have."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+
+    def noise(*shape: int) -> np.ndarray:
+        return rng.integers(0, 256, shape, np.uint8)
+
+    (folder / "notes.txt").write_text("my holiday")
+    Image.fromarray(noise(40, 40, 3)).save(folder / "cut.jpg")
+    data = (folder / "cut.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(data[: len(data) // 2])
+    deep = rng.integers(0, 2**16, (40, 40), np.uint16)
+    Image.fromarray(deep).save(folder / "deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lay on its side when it was taken
+    Image.fromarray(noise(40, 60, 3)).save(folder / "phone.jpg", exif=exif)
+    Image.fromarray(noise(40, 40, 4)).save(folder / "cutout.png")
+    Image.fromarray(noise(10, 10, 3)).save(folder / "icon.png")
+    Image.fromarray(noise(40, 40, 3)).save(folder / "toy.png")
+    shutil.copyfile(folder / "toy.png", folder / "toy_copy.png")
+    return folder
+
+
+@pytest.fixture
+def compiled_programs() -> Iterator[list[str]]:
+    """Grows with every program that XLA compiles."""
+    found: list[str] = []
+
+    def listener(event: str, seconds: float, **about: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(str(about.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_odd_photos_no_class_images_and_an_upscaler_left_as_it_is(
+    stages: dict[str, Path], photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = {"subject__images": str(photos), "stages": ("base",), "prior_loss_weight": 0.0}
+    c = commands.config(stages, **MESH, **changed)
+    folder = tmp_path / "run"
+    with caplog.at_level(logging.INFO, logger="absl"):
+        commands.run_here(c, folder)
+
+    # One report, with a line for each file.
+    reports = [r.getMessage() for r in caplog.records if "8 photos" in r.getMessage()] or [
+        r.getMessage() for r in caplog.records if "Photos of the subject" in r.getMessage()
+    ]
+    assert len(reports) == 1
+    said = {
+        "notes.txt": "skipped .*not an image",
+        "cut.jpg": "skipped .*truncated",
+        "deep.png": "kept .*16-bit",
+        "phone.jpg": "kept .*40×60.*turned upright",
+        "cutout.png": "kept .*transparent.*white",
+        "icon.png": r"skipped .*too small \(10×10",
+        "toy.png": "kept .*40×40",
+        "toy_copy.png": "skipped .*same picture as toy.png",
+    }
+    for name, text in said.items():
+        found = [line for line in reports[0].splitlines() if f" {name} " in line]
+        outcome, rest = text.split(" ", 1)
+        assert len(found) == 1
+        assert re.match(rf"  {outcome} +{re.escape(name)} +{rest}", found[0]), found[0]
+    assert "4 photos kept, 4 skipped" in reports[0]
+
+    assert not (folder / "prior").exists()
+    assert all("base/loss/prior" not in line for line in commands.lines(folder, "base"))
+    assert not commands.lines(folder, "upscaler")
+    assert not (folder / "checkpoints" / "upscaler").exists()
+    for stage, expected in (("base", {"unet"}), ("upscaler", set())):
+        before = commands.weights(stages[stage])
+        changed_names = commands.different(before, commands.weights(folder / "export" / stage))
+        assert {name.split("/")[0] for name in changed_names} == expected
+
+
+def test_a_base_alone_with_its_text_encoder_after_a_full_disk(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {"base": stages["base"], "upscaler": ""}
+    changed = {"stages": ("base",), "train__text_encoder": True, "prior__num_images": 8}
+    c = commands.config(alone, **MESH, **changed)
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        usage = SimpleNamespace(total=10**9, used=10**9 - 12_345, free=12_345)
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(CheckpointError, match=r"need [\d.]+ MB in .* where 0.0123 MB are free"):
+            commands.run_here(c, folder)
+    made = {path.name: path.stat().st_ino for path in (folder / "prior").glob("*.png")}
+    assert len(made) == 8
+
+    report = commands.run_here(c, folder)
+    assert report == folder / "report.html"
+    assert {path.name: path.stat().st_ino for path in (folder / "prior").glob("*.png")} == made
+    before, after = commands.weights(stages["base"]), commands.weights(folder / "export")
+    assert {name.split("/")[0] for name in commands.different(before, after)} == {
+        "unet",
+        "text_encoder",
+    }
+    assert (folder / "export" / "model_index.json").is_file()
+    assert [line["step"] for line in commands.lines(folder, "base")] == [*range(1, 7)]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
+        "after",
+        "base-000003",
+        "base-000006",
+        "before",
+    ]
+    assert experiment.run(c, folder) == report  # finished: returns at once
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"subject__images": "{folder}/phtos"}, "No such folder: .*/phtos"),
+        ({"subject__images": "{folder}/photos/toy.png"}, "is a file; .*Did you mean .*/photos?"),
+        ({"subject__images": "{folder}/empty"}, "No usable photo"),
+        ({"subject__images": "{folder}/photos", "subject__strict": True}, "4 files cannot be used"),
+        ({"base_model": "{folder}/no_model"}, "no model folder '.*/no_model'"),
+        ({"base_model": "{folder}/photos"}, "model_index.json is missing"),
+        ({"base_model": "{upscaler}"}, "is the 'upscaler' stage, not 'base'"),
+    ],
+)
+def test_a_start_that_fails_compiles_nothing_and_binds_nobody(
+    stages: dict[str, Path],
+    photos: Path,
+    tmp_path: Path,
+    compiled_programs: list[str],
+    changed: dict[str, object],
+    message: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"folder": tmp_path, "upscaler": stages["upscaler"]}
+    filled = {k: v.format(**places) if isinstance(v, str) else v for k, v in changed.items()}
+    folder = tmp_path / "run"
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        experiment.run(commands.config(stages, **filled), folder)
+    assert not compiled_programs
+    Workdir.open(folder, commands.config(stages))  # the mistake mended, in the same folder
+
+
+def test_the_listener_hears_a_compilation(compiled_programs: list[str]) -> None:
+    jax.jit(lambda x: x * 3 + len(compiled_programs))(np.float32(1))
+    assert compiled_programs
+
+
+def test_what_a_folder_was_made_with_binds_the_run(stages: dict[str, Path], tmp_path: Path) -> None:
+    c = commands.config(stages)
+    Workdir.open(tmp_path, c)
+    (tmp_path / "prior").mkdir()
+    other = commands.config(stages, optim__learning_rate=0.5, train__batch_size=16, seed=3)
+    with pytest.raises(configs.ConfigError) as caught:
+        Workdir.open(tmp_path, other)
+    text = str(caught.value)
+    assert "optim.learning_rate: the run was started with 0.0002, now it is 0.5" in text
+    assert "train.batch_size: " in text
+    assert "seed: " in text
+    assert (tmp_path / "config.json").read_text() == configs.to_json(c)
+
+
+def test_other_pictures_of_a_finished_run_are_drawn_even_after_a_kill(
+    stages: dict[str, Path], tmp_path: Path
+) -> None:
+    before, after = (commands.config(stages, sample__num_images=n) for n in (1, 2))
+    Workdir.open(tmp_path, before).report.touch()
+    assert Workdir.open(tmp_path, before).is_finished
+    assert not Workdir.open(tmp_path, after).is_finished
+    # The run was killed here. Its new settings stand in config.json, the old report is gone.
+    assert not Workdir.open(tmp_path, after).is_finished
