@@ -50,6 +50,7 @@ TEXT = {
     "pad_token_id": 0,
     "eos_token_id": 1,
     "tie_word_embeddings": False,
+    "dtype": "float32",  # as PyTorch opens it, beside a UNet that it opens in float32 anyway
 }
 UNET = {
     "_class_name": "UNet2DConditionModel",

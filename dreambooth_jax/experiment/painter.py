@@ -15,6 +15,7 @@ from dreambooth_jax import generate, rng, sharding, tree
 from dreambooth_jax.data.subject import Subject
 from dreambooth_jax.experiment.model import Model, compute_dtype
 from dreambooth_jax.experiment.workdir import Workdir
+from dreambooth_jax.pipeline import Stage
 
 Weights = Mapping[str, tree.Flat]
 
@@ -38,10 +39,8 @@ class Painter:
         self.config, self.model, self.subject, self.workdir = config, model, subject, workdir
         self.prompts = prompts_of(config, subject)
         self.settings = {kind: _settings(config, kind) for kind in model.kinds}
-        self._samplers = [
-            generate.Sampler(model.stages[kind], self.settings[kind], mesh=model.mesh)
-            for kind in model.kinds
-        ]
+        self._tuned = {kind: stage.fine_tuned() for kind, stage in model.stages.items()}
+        self._samplers: dict[Stage, generate.Sampler] = {}
         self._texts = None if config.train.text_encoder else self._encoded(model.weights)
 
     @property
@@ -82,8 +81,18 @@ class Painter:
     ) -> list[np.ndarray]:
         """uint8 pictures of every stage (`generate.Cascade.draw`) from these weights."""
         kinds, by_kind = self.model.kinds, self.texts(weights)
-        cascade = generate.Cascade(self._samplers, [by_kind[kind] for kind in kinds], batch_size)
+        samplers = [self._sampler(kind, weights) for kind in kinds]
+        cascade = generate.Cascade(samplers, [by_kind[kind] for kind in kinds], batch_size)
         return cascade.draw([weights[kind] for kind in kinds], prompts, seeds, label=label)
+
+    def _sampler(self, kind: str, weights: Weights) -> generate.Sampler:
+        """A stage's sampler, made once; trained weights are sampled as their export will be."""
+        untouched = weights[kind] is self.model.weights[kind]
+        stage = self.model.stages[kind] if untouched else self._tuned[kind]
+        if stage not in self._samplers:
+            settings = self.settings[kind]
+            self._samplers[stage] = generate.Sampler(stage, settings, mesh=self.model.mesh)
+        return self._samplers[stage]
 
     def class_images(self, weights: Weights, prompt: str, seeds: Sequence[int]) -> list[np.ndarray]:
         """Class images of every stage, one for each seed."""

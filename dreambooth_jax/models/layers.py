@@ -154,15 +154,25 @@ class GroupNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
-        # Sums per channel first, then groups: one pass over x, 2-3 times faster on CPU than
-        # reshaping x to groups.
+        # Sums per channel first, then groups: 2-3 times faster on CPU than reshaping x to groups.
+        # Around a value of the channel itself, so that E[x²] - E[x]² does not cancel when a channel
+        # is nearly constant.
         x32 = x.astype(jnp.float32)
         positions = tuple(range(1, x.ndim - 1))
-        sums = jnp.stack([jnp.mean(x32, positions), jnp.mean(x32 * x32, positions)], -1)
-        grouped = sums.reshape(x.shape[0], self.groups, -1, 2).mean(2, keepdims=True)
-        sums = jnp.broadcast_to(grouped, (*grouped.shape[:2], x.shape[-1] // self.groups, 2))
-        mean, square = jnp.moveaxis(sums.reshape(x.shape[0], x.shape[-1], 2), -1, 0)
-        unit = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.eps)
+        first = jax.lax.stop_gradient(x32[(slice(None), *(slice(0, 1) for _ in positions))])
+        around = x32 - first
+        offset = jnp.mean(around, positions)
+        spread_c = jnp.maximum(jnp.mean(around * around, positions) - offset * offset, 0.0)
+        mean_c = first.reshape(offset.shape) + offset
+
+        def of_group(values: Array) -> Array:
+            """The mean over each group's channels, given back to all of them: `[B, C]`."""
+            grouped = values.reshape(values.shape[0], self.groups, -1)
+            means = jnp.broadcast_to(grouped.mean(2, keepdims=True), grouped.shape)
+            return means.reshape(values.shape)
+
+        mean = of_group(mean_c)
+        unit = jax.lax.rsqrt(of_group(spread_c + jnp.square(mean_c - mean)) + self.eps)
         factor = _per_channel(self.scale[...], unit) * unit
         shift = _per_channel(self.bias[...], mean) - mean * factor
         spread = (slice(None), *(None for _ in positions), slice(None))
