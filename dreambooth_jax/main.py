@@ -85,6 +85,9 @@ def main(argv: list[str]) -> None:
     quiet_others()
     config = CONFIG.value
     if COORDINATOR.value:
+        # On CPU, programs of several processes that are under way together wait for each other for
+        # ever: each may hold the threads that the other needs. Elsewhere this has no effect.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     use_compile_cache(config.compile.cache_dir)
     try:

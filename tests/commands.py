@@ -129,10 +129,19 @@ def start(
 
 def run(arguments: list[str], *, expect: int = 0, **how: Any) -> str:
     """The command's output, once it ended; it must end with the exit status `expect`."""
-    with start(arguments, **how) as process:
-        output, _ = process.communicate()
+    process = start(arguments, **how)
+    output = finish(process)
     assert process.returncode == expect, output[-5000:]
     return output
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Its output, once it ended; one that hangs is killed."""
+    try:
+        return process.communicate(timeout=600)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def cascade(factory: pytest.TempPathFactory) -> dict[str, Path]:
