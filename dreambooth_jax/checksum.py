@@ -18,14 +18,16 @@ _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}  # bytes per el
 
 def checksums(flat: Mapping[str, jax.Array]) -> dict[str, str]:
     """A checksum of 32 bits per leaf, as hexadecimal text; several processes call it together."""
-    sums: dict[str, int | jax.Array] = {}
+    sums: dict[str, int] = {}
     for name in sorted(flat):  # sorted: every process runs its collectives in this order
         leaf = flat[name]
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         on_host = leaf.is_fully_addressable and next(iter(leaf.devices())).platform == "cpu"
-        sums[name] = _on_host(np.asarray(leaf)) if on_host else _on_device(leaf)
-    return {name: f"{int(total):08x}" for name, total in jax.device_get(sums).items()}
+        # Waiting for each: on CPU, programs of several processes that are under way together take
+        # each other's threads, and wait for ever.
+        sums[name] = _on_host(np.asarray(leaf)) if on_host else int(_on_device(leaf))
+    return {name: f"{total:08x}" for name, total in sums.items()}
 
 
 def _mix(h: Any) -> Any:

@@ -73,8 +73,10 @@ def quiet_others() -> None:
         from_us = "dreambooth_jax" in Path(record.pathname).parts
         return from_us or record.levelno >= std_logging.WARNING
 
-    others = PROCESS_ID.value > 0  # one process tells what all of them do
-    logging.set_verbosity(max(FLAGS.verbosity, logging.WARNING if others else logging.INFO))
+    level = max(FLAGS.verbosity, logging.INFO)
+    if PROCESS_ID.value and level == logging.INFO:  # one process tells what all of them do
+        level = logging.WARNING
+    logging.set_verbosity(level)
     logging.use_absl_handler()
     logging.get_absl_handler().addFilter(ours)
 
@@ -85,9 +87,6 @@ def main(argv: list[str]) -> None:
     quiet_others()
     config = CONFIG.value
     if COORDINATOR.value:
-        # On CPU, programs of several processes that are under way together wait for each other for
-        # ever: each may hold the threads that the other needs. Elsewhere this has no effect.
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     use_compile_cache(config.compile.cache_dir)
     try:

@@ -369,13 +369,14 @@ def fit(
             last = done == pace.num_steps
             saving = checkpoints is not None and (last or done % pace.checkpoint_every == 0)
             sampling = sampled and done % pace.sample_every == 0
-            # With several processes the question is a collective: ask it only where the loop waits
-            # anyway.
-            waits = saving or done % pace.log_every == 0
-            asking = stop is not None and (waits or jax.process_count() == 1)
+            # With several processes the question is a collective: it is asked now and then, and
+            # not while a step is under way (on CPU the two would wait for each other for ever).
+            together = jax.process_count() > 1 and (saving or done % pace.log_every == 0)
+            while len(pending) > (0 if saving or sampling or together or last else 1):
+                take(*pending.pop(0))
+            asking = stop is not None and (together or jax.process_count() == 1)
             stopping = stop.agreed() if asking else None
-            keep = 0 if saving or sampling or stopping or last else 1
-            while len(pending) > keep:
+            while stopping and pending:
                 take(*pending.pop(0))
             if saving or (stopping and checkpoints is not None):
                 checkpoints.save(done, state)

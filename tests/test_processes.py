@@ -1,6 +1,8 @@
-"""1 device and 8 devices give the same numbers in a whole run."""
+"""1 device, 8 devices, and 2 processes of 4 devices give the same numbers; one process writes."""
 
 import math
+import signal
+import socket
 from pathlib import Path
 
 import commands
@@ -30,3 +32,38 @@ def test_eight_devices(one_device: tuple[dict[str, Path], Path], tmp_path: Path)
     commands.run_here(commands.config(stages, **MESH), tmp_path / "run")
     for stage in stages:
         assert_same_losses(tmp_path / "run", reference, stage)
+
+
+def test_two_processes(one_device: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
+    stages, reference = one_device
+    folder = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # The base alone: an upscaler is trained by the same code.
+    alone = {"base": stages["base"], "upscaler": ""}
+    flags = commands.flags(alone, folder, stages=("base",), **MESH)
+    flags += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    # Process 1 would be killed before it wrote a file, but for its parts of the checkpoints.
+    writes = rf"^(open {folder}/(?!checkpoints)\S+ \S*[wax+]|os\.rename {folder}/(?!checkpoints))"
+    processes = [
+        commands.start([*flags, "--process_id=0"], devices=4),
+        commands.start(
+            [*flags, "--process_id=1"], devices=4, signalled=(int(signal.SIGKILL), writes, 1)
+        ),
+    ]
+    try:
+        outputs = [commands.finish(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(
+        output[-3000:] for output in outputs
+    )
+    assert_same_losses(folder, reference, "base")
+    assert "Photos of the subject" in outputs[0]
+    assert "Photos of the subject" not in outputs[1]  # one process tells
+    assert (folder / "report.html").is_file()
+    before, after = commands.weights(stages["base"]), commands.weights(folder / "export")
+    changed = {name.split("/")[0] for name in commands.different(before, after)}
+    assert changed == {"unet"}

@@ -79,7 +79,7 @@ def test_signals_save_and_a_flipped_byte_is_refused(
     manifest = json.loads((folder / "prior" / "manifest.json").read_text())
     assert list(manifest["images"]) == ["00000.png", "00001.png"]
 
-    output = commands.run(flags, expect=143, signalled=(int(signal.SIGTERM), LINE, 2))
+    output = commands.run(flags, expect=143, signalled=(int(signal.SIGTERM), LINE, 3))
     assert "SIGTERM received: base is saved at step 3. Run the same command to go on." in output
     assert "Traceback" not in output
 
@@ -89,8 +89,8 @@ def test_signals_save_and_a_flipped_byte_is_refused(
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
 
-    # Base again from step 2: four lines, then two of the upscaler.
-    output = commands.run(flags, expect=130, signalled=(int(signal.SIGINT), LINE, 6))
+    # Base again from step 2: four lines, then three of the upscaler.
+    output = commands.run(flags, expect=130, signalled=(int(signal.SIGINT), LINE, 7))
     assert re.search(rf"REFUSED checkpoint {newest}: .*(leaf '|{victim.name})", output)
     assert "base: goes on from step 2 of 6" in output
     assert "SIGINT received: upscaler is saved at step 3." in output
