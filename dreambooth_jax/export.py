@@ -26,7 +26,7 @@ def _copy_rest(stage: Stage, folder: Path) -> None:
         ours = source.suffix in _WEIGHTS or index
         if source.is_dir() or "__pycache__" in relative.parts or top.startswith("."):
             continue
-        if ours and (top in pipeline.COMPONENTS or len(relative.parts) == 1):
+        if ours and (top in stage.networks or len(relative.parts) == 1):
             continue
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def _card(stage: Stage, *, about: Mapping[str, Any], fixed_variance: bool) -> st
             "that output alone, so it no longer fits: the scheduler's `variance_type` is "
             "`fixed_small` here."
         )
-    library = {"base": "IFPipeline", "upscaler": "IFSuperResolutionPipeline"}[stage.kind]
+    library = next(name for name, family in pipeline.FAMILIES.items() if family is stage.family)
     return (
         f"---\nlibrary_name: diffusers\ntags: [text-to-image, dreambooth, {stage.kind}]\n---\n\n"
         f"# DreamBooth: {about.get('instance prompt', stage.kind)}\n\n"
@@ -93,11 +93,12 @@ def diffusers_folder(
     shutil.rmtree(part, ignore_errors=True)
     try:
         _copy_rest(stage, part)
-        # Opened without a dtype, a text encoder gets that of its file and a UNet float32; in one
+        # Opened without a dtype, text encoders get that of its file and a UNet float32; in one
         # pipeline the two must agree.
-        _change(part / "text_encoder" / "config.json", dtype="float32")
+        for encoder in stage.tokenizers:
+            _change(part / encoder / "config.json", dtype="float32")
         fixed = tuned and _fix_variance(part / "scheduler" / "scheduler_config.json")
-        for component, stem in pipeline.COMPONENTS.items():
+        for component, stem in stage.components.items():
             flat = tree.prefixed(params, component)
             weights.write(part / component, flat, dtype=dtype, stem=stem)
         (part / "README.md").write_text(_card(stage, about=about, fixed_variance=fixed))

@@ -37,7 +37,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Prompts and their embeddings `[P,L,D]`; row 0 is the empty prompt, for guidance."""
+    """Prompts and their embeddings (`Stage.encode_text`); row 0 is the empty prompt."""
 
     prompts: tuple[str, ...]
     table: Any
@@ -53,15 +53,15 @@ def encode(
 ) -> Text:
     """Encodes the empty prompt and each other prompt once (`Tokenizer.encode` explains `keep`)."""
     unique = tuple(dict.fromkeys(("", *prompts)))
-    tokens = stage.tokenizer.encode(unique, keep=keep)
-    encoder = {path: leaf for path, leaf in params.items() if path.startswith("text_encoder/")}
+    tokens = stage.tokens(unique, keep=keep)
+    encoders = {path: leaf for path, leaf in params.items() if path.startswith("text_encoder")}
     jitted = jax.jit(functools.partial(stage.encode_text, dtype=dtype))
-    return Text(unique, jitted(encoder, tokens["ids"], tokens["mask"]))
+    return Text(unique, jitted(encoders, tokens))
 
 
 def sample_batch(
     params: Mapping[str, Array],
-    table: Array,
+    table: Any,
     rows: Array,
     seeds: Array,
     low_res: Array | None,
@@ -69,9 +69,9 @@ def sample_batch(
     stage: Stage,
     settings: Settings,
 ) -> Array:
-    """x0 `[B,H,W,C]` in [-1, 1] for table rows `[B]` and seeds `[B]`; pure, to be jitted."""
+    """Pictures `[B,H,W,3]` in [-1, 1] for table rows `[B]` and seeds `[B]`; pure, to be jitted."""
     keys = jax.vmap(lambda seed: rng.named(jax.random.key(seed), f"sample/{stage.kind}"))(seeds)
-    shape = (stage.size, stage.size, stage.channels)
+    shape = stage.sample_shape
     extra: dict[str, Any] = {}
     if low_res is not None:
         level = jnp.full(rows.shape, settings.noise_level, jnp.int32)
@@ -80,7 +80,7 @@ def sample_batch(
             "condition": stage.condition(low_res, sampler.first_noise(low_keys, shape), level),
             "noise_level": level,
         }
-    text = table[rows]
+    text = jax.tree.map(lambda x: x[rows], table)
     guided = settings.guidance_scale != 1.0
 
     def twice(x: Array, y: Array) -> Array:
@@ -88,7 +88,8 @@ def sample_batch(
         return jnp.stack([x, y], 1).reshape(-1, *x.shape[1:])
 
     if guided:
-        text = twice(text, jnp.broadcast_to(table[:1], text.shape))
+        empty = stage.unguided(table)
+        text = jax.tree.map(lambda x, y: twice(x, jnp.broadcast_to(y, x.shape)), text, empty)
         extra = {name: twice(value, value) for name, value in extra.items()}
 
     def denoise(xt: Array, t: Array) -> Array:
@@ -109,7 +110,7 @@ def sample_batch(
         times=stage.schedule.times(settings.num_steps),
         threshold=guidance.THRESHOLDS[settings.threshold](stage.schedule),
     )
-    return jnp.clip(x0, -1.0, 1.0)
+    return jnp.clip(stage.decode(params, x0), -1.0, 1.0)
 
 
 class Sampler:
@@ -133,10 +134,10 @@ class Sampler:
         low_res: float32 `[B,h,w,C]` for an upscaler, None for a base. B must divide over the mesh.
         """
         split = functools.partial(sharding.put, sharding=sharding.rows(self.mesh))
-        unet = {path: leaf for path, leaf in params.items() if path.startswith("unet/")}
+        drawing = {path: x for path, x in params.items() if path.startswith(("unet/", "vae/"))}
         rows, seeds32 = split(text.rows(prompts)), split(np.asarray(seeds, np.uint32))
         low = None if low_res is None else split(low_res)
-        return sharding.fetch(self._call(unet, text.table, rows, seeds32, low))
+        return sharding.fetch(self._call(drawing, text.table, rows, seeds32, low))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
     loss_fn → train_step (pure) → compiled (jit with shardings, the state donated) → fit (the loop)
 
-A batch is small arrays: `mean` `[B,H,W,C]`, `prompt` int32 `[B]`, `is_prior` bool `[B]`; an
-upscaler's adds `low_res` `[B,h,w,C]`; a trained text encoder's adds `ids`, `mask` int32 `[P,L]`.
+A batch is small arrays: `mean` `[B,H,W,C]`, `prompt` int32 `[B]`, `is_prior` bool `[B]`; a latent
+model's adds `std` `[B,H,W,C]`, an upscaler's `low_res` `[B,h,w,C]`, a trained text encoder's the
+tokens (`pipeline.TOKENS`), int32 `[P,L]`.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from dreambooth_jax import optim, rng, sharding, tree
 from dreambooth_jax.adapt import Adapter
 from dreambooth_jax.diffusion import loss, process
-from dreambooth_jax.pipeline import Stage
+from dreambooth_jax.pipeline import TOKENS, Stage
 
 Array = jax.Array
 Batch = Mapping[str, Any]
@@ -75,6 +76,8 @@ def draw(stage: Stage, recipe: Recipe, batch: Batch, step: Array) -> dict[str, A
     def key(name: str) -> Array:
         return rng.key(recipe.seed, step, f"{stage.kind}/{name}")
 
+    if "std" in batch:  # a latent is drawn anew each time, as its encoder means it
+        x0 = x0 + batch["std"] * jax.random.normal(key("latent"), x0.shape)
     drawn = {
         "x0": x0,
         "t": jax.random.randint(key("t"), x0.shape[:1], 0, stage.schedule.num_steps),
@@ -100,16 +103,16 @@ def loss_fn(
 ) -> tuple[Array, dict[str, Array]]:
     """Denoising loss on subject rows plus λ times that on class rows (Ruiz et al. 2022, eq. 2)."""
     params = adapter.combine(frozen["weights"], trainable)
-    if "ids" in rows:
-        table = stage.encode_text(params, rows["ids"], rows["mask"], dtype=recipe.dtype)
+    if tokens := {name: rows[name] for name in TOKENS if name in rows}:
+        table = stage.encode_text(params, tokens, dtype=recipe.dtype)
     else:
-        table = frozen["table"].astype(recipe.dtype)
+        table = jax.tree.map(lambda x: x.astype(recipe.dtype), frozen["table"])
     xt = process.add_noise(stage.schedule, rows["x0"], rows["noise"], rows["t"])
     output = stage.predict(
         params,
         xt,
         rows["t"],
-        table[rows["prompt"]],
+        jax.tree.map(lambda x: x[rows["prompt"]], table),
         condition=rows.get("condition"),
         noise_level=rows.get("noise_level"),
         remat=recipe.remat,
@@ -143,7 +146,7 @@ def gradients(
         (value, parts), grads = grad_fn(trainable, frozen, rows)
         return value, parts, grads
 
-    whole = {name: rows.pop(name) for name in ("ids", "mask") if name in rows}
+    whole = {name: rows.pop(name) for name in TOKENS if name in rows}
     # Part a takes rows a, a + A, …: every device keeps its own rows.
     shape = (-1, recipe.accumulate)
     cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*shape, *x.shape[1:]), 1, 0), rows)
@@ -170,7 +173,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step; where loss or gradient is not finite, only the counters change."""
     rows: dict[str, Any] = draw(stage, recipe, batch, state.step)
-    rows |= {name: batch[name] for name in ("prompt", "ids", "mask") if name in batch}
+    rows |= {name: batch[name] for name in ("prompt", *TOKENS) if name in batch}
     rows["weights"] = loss.row_weights(batch["is_prior"], recipe.prior_loss_weight)
     value, parts, grads = gradients(
         state.trainable, frozen, rows, recipe=recipe, stage=stage, adapter=adapter
@@ -213,8 +216,7 @@ class Compiled:
         """A host batch on the devices: rows split, prompt tables whole."""
         rows, whole = sharding.rows(self.mesh), sharding.replicated(self.mesh)
         return {
-            name: sharding.put(x, whole if name in ("ids", "mask") else rows)
-            for name, x in batch.items()
+            name: sharding.put(x, whole if name in TOKENS else rows) for name, x in batch.items()
         }
 
 
@@ -241,7 +243,7 @@ def compiled(
     states = sharding.like_parameters(abstract, by_path, trainable, mesh)
     frozen_shardings: dict[str, Any] = {"weights": place(frozen["weights"])}
     if "table" in frozen:
-        frozen_shardings["table"] = whole
+        frozen_shardings["table"] = jax.tree.map(lambda _: whole, frozen["table"])
     step = functools.partial(train_step, stage=stage, recipe=recipe, adapter=adapter, tx=tx)
     return Compiled(
         # Batches come with their shardings (rows split, prompt tables whole): None takes them as

@@ -9,6 +9,7 @@ nothing is ever unpickled.
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,29 @@ from dreambooth_jax import tree
 _LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _STEMS = ("diffusion_pytorch_model", "model")
-# Keys that some files carry although they repeat another one or hold no parameter.
-_REDUNDANT = {"encoder.embed_tokens.weight": "shared.weight"}
+# Keys that some files carry although they repeat another one or hold no parameter: each with a
+# key whose presence says that the file is of that kind.
+_REDUNDANT = {
+    "encoder.embed_tokens.weight": "shared.weight",
+    "text_model.embeddings.position_ids": "text_model.embeddings.position_embedding.weight",
+}
+# The attention of an autoencoder had other names once, and 1x1 convolutions for linear layers.
+_OLD_ATTENTION = re.compile(r"(mid_block\.attentions\.0)\.(query|key|value|proj_attn)\.")
+_CLIP_PREFIX = "text_model."  # transformers 5 leaves it out when it writes, and reads both
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def key_of(path: str) -> str:
     """`down_blocks/0/conv1/kernel` → `down_blocks.0.conv1.weight`."""
     *stem, leaf = path.split("/")
     return ".".join([*stem, _LEAF.get(leaf, leaf)])
+
+
+def _usual(key: str, wanted: Mapping[str, str]) -> str:
+    """The usual key of what some files call `key`."""
+    if key not in wanted and f"{_CLIP_PREFIX}{key}" in wanted:
+        return f"{_CLIP_PREFIX}{key}"
+    return _OLD_ATTENTION.sub(lambda found: f"{found[1]}.{_OLD_NAMES[found[2]]}.", key)
 
 
 def _turned(path: str, array: np.ndarray, *, to_file: bool) -> np.ndarray:
@@ -109,13 +125,16 @@ def read(
     wrong = []
     for file in files:
         with _opened(file) as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                key = _usual(name, wanted)
                 found.add(key)
                 if key not in wanted:
                     continue
                 path = wanted[key]
-                array = _turned(path, tensors.get_tensor(key), to_file=False)
-                shape = tuple(abstract[path].shape)
+                array, shape = tensors.get_tensor(name), tuple(abstract[path].shape)
+                if key != name and array.ndim == 4:
+                    array = array[:, :, 0, 0]
+                array = _turned(path, array, to_file=False)
                 if array.shape != shape:
                     wrong.append(f"{key}: found {array.shape}, expected {shape}")
                     continue

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+import dreambooth_jax
 from dreambooth_jax import pipeline, tree, weights
 
-ASSETS = Path(pipeline.__file__).parent / "assets"
+ASSETS = Path(dreambooth_jax.__file__).parent / "assets"
 
 TEXT = {
     "architectures": ["T5EncoderModel"],
@@ -103,7 +104,7 @@ def make(folder: Path, kind: str, *, seed: int = 0, **changed: dict[str, Any]) -
     shutil.copytree(ASSETS / "base" / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     stage = pipeline.open_stage(str(folder), kind=kind)
     flat = random_weights(stage.abstract, seed=seed)
-    for part, stem in pipeline.COMPONENTS.items():
+    for part, stem in stage.components.items():
         weights.write(folder / part, tree.prefixed(flat, part), dtype="float32", stem=stem)
     return folder
 

@@ -126,7 +126,7 @@ def test_mirrored_pictures_come_after_the_others():
     rng = np.random.default_rng(0)
     pixels, low = (rng.normal(size=(3, size, size, 3)).astype(np.float32) for size in (4, 2))
     both = Pictures(pixels, low).with_mirrored()
-    for whole, half in ((both.pixels, pixels), (both.low_res, low)):
+    for whole, half in ((both.mean, pixels), (both.low_res, low)):
         assert len(whole) == 6
         np.testing.assert_array_equal(whole[:3], half)
         for row, column in ((0, 0), (1, 1)):

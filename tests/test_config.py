@@ -313,7 +313,7 @@ def test_trainable_rules_put_the_text_encoder_first():
     c = changed(adapt__train=((".*", False),))
     assert config.trainable_rules(c) == ((".*", False),)
     c.train.text_encoder = True
-    assert config.trainable_rules(c) == (("text_encoder/.*", True), (".*", False))
+    assert config.trainable_rules(c) == (("text_encoder.*", True), (".*", False))
 
 
 def test_json_round_trip_keeps_values_and_types():

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 from dreambooth_jax import __version__, export, pipeline, weights
 
 ABOUT = {"base model": "tiny", "instance prompt": "a zib bird", "seed": 0}
-FILES = {part: f"{part}/{stem}.safetensors" for part, stem in pipeline.COMPONENTS.items()}
+STEMS = {part: pipeline.COMPONENTS[part] for part in ("unet", "text_encoder")}
+FILES = {part: f"{part}/{stem}.safetensors" for part, stem in STEMS.items()}
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,16 @@ class Formula:
         raw = {"prediction_type": self.prediction_type, "clip_sample": False, "beta_end": 0.002}
         self.schedule = schedule.from_config(raw)
 
+    @property
+    def sample_shape(self):
+        return self.size, self.size, self.channels
+
+    def unguided(self, table):
+        return table[:1]
+
+    def decode(self, params, x0):
+        return x0
+
     def condition(self, low_res, noise, noise_level):
         if self.shows_noise:
             return noise / 4

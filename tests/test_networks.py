@@ -155,12 +155,13 @@ def problems_of(build, config: dict[str, object]) -> str:
 @pytest.mark.parametrize(
     ("key", "value", "supported"),
     [
-        ("mid_block_type", "UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"),
+        ("mid_block_type", "UNetMidBlock2D", "UNetMidBlock2DSimpleCrossAttn"),
         ("mid_block_type", None, "UNetMidBlock2DSimpleCrossAttn"),
         ("resnet_time_scale_shift", "ada_group", "'default', 'scale_shift'"),
         ("cross_attention_norm", "layer_norm", "'group_norm'"),
         ("class_embed_type", "projection", "'timestep'"),
-        ("addition_embed_type", "text_time", "'text'"),
+        ("addition_embed_type", "text_image", "'text'"),
+        ("addition_embed_type", "text_time", "needs addition_time_embed_dim"),
         ("act_fn", "gelu_fast", "'gelu'"),
         ("dropout", 0.1, "0.0"),
         ("conv_in_kernel", 5, "3"),

@@ -216,21 +216,21 @@ def test_what_they_write_we_read_and_write_for_them(kind, written_by_them, tmp_p
     flat = pipeline.read_weights(stage)
     made = export.diffusers_folder(stage, flat, tmp_path / kind, dtype="float32", about={})
     assert not list(made.rglob("*.index.json"))
-    for part, stem in pipeline.COMPONENTS.items():
+    for part, stem in stage.components.items():
         state = {key: x.numpy() for key, x in parts[part].state_dict().items()}
         state.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
         ours = load_file(made / part / f"{stem}.safetensors")
         assert ours.keys() == state.keys()
         assert all(np.array_equal(ours[key], state[key]) for key in state)
     again = getattr(diffusers, CLASSES[kind]).from_pretrained(made)
-    for part in pipeline.COMPONENTS:
+    for part in stage.components:
         state, found = parts[part].state_dict(), getattr(again, part).state_dict()
         assert found.keys() == state.keys()
         assert all(torch.equal(found[key], state[key]) for key in state)
     assert again.scheduler.config.variance_type == "fixed_small"
 
 
-@pytest.mark.parametrize("component", list(pipeline.COMPONENTS))
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
 def test_their_half_precision_variant_is_found(component, written_by_them, tmp_path):
     _, parts = written_by_them["upscaler"]
     parts[component].save_pretrained(tmp_path, variant="fp16")

@@ -36,8 +36,7 @@ def compiled_in_half_the_time() -> Iterator[None]:
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pipeline.Stage]:
     root = tmp_path_factory.mktemp("one_level")
     folders = {
-        kind: cascades.make(root / kind, kind, unet=ONE_LEVEL)
-        for kind in pipeline.PIPELINES.values()
+        kind: cascades.make(root / kind, kind, unet=ONE_LEVEL) for kind in ("base", "upscaler")
     }
     return {kind: pipeline.open_stage(str(folder), kind=kind) for kind, folder in folders.items()}
 
@@ -190,9 +189,9 @@ def test_everything_at_once_is_the_sum_of_rows_taken_one_by_one(stages):
     share = np.where(given["is_prior"], 0.7 / 5, 1 / 3) * weight
 
     @jax.jit
-    def row_loss(params, xt, noise, t, ids, mask):
+    def row_loss(params, xt, noise, t, words):
         def squared_error(params):
-            text = stage.encode_text(params, ids, mask, dtype=jnp.float32)
+            text = stage.encode_text(params, words, dtype=jnp.float32)
             return ((stage.predict(params, xt, t, text)[..., :3] - noise) ** 2).mean()
 
         return jax.value_and_grad(squared_error)(params)
@@ -202,10 +201,8 @@ def test_everything_at_once_is_the_sum_of_rows_taken_one_by_one(stages):
         one = slice(row, row + 1)
         xt = np.sqrt(remaining[row]) * given["mean"][one]
         xt += np.sqrt(1 - remaining[row]) * drawn["noise"][one]
-        words = [tokens[name][prompt : prompt + 1] for name in ("ids", "mask")]
-        value, slopes = row_loss(
-            flat, jnp.float32(xt), drawn["noise"][one], drawn["t"][one], *words
-        )
+        words = {name: tokens[name][prompt : prompt + 1] for name in ("ids", "mask")}
+        value, slopes = row_loss(flat, jnp.float32(xt), drawn["noise"][one], drawn["t"][one], words)
         total += share[row] * float(value)
         for path, slope in slopes.items():
             gradients[path] += share[row] * np.float64(slope)

@@ -37,8 +37,9 @@ class Toy:
 
     condition = pipeline.Stage.condition
 
-    def encode_text(self, params, ids, mask, *, dtype):
-        return (params["text_encoder/embedding"][ids] * mask[..., None]).astype(dtype)
+    def encode_text(self, params, tokens, *, dtype):
+        words = params["text_encoder/embedding"][tokens["ids"]]
+        return (words * tokens["mask"][..., None]).astype(dtype)
 
     def predict(self, params, xt, t, text, *, condition=None, noise_level=None, remat=False):
         self.calls.append({"xt": xt, "t": t, "text": text, "condition": condition})

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from absl import logging
 from composites import Composites, prepare
 from nouns import all_captions
@@ -35,9 +36,9 @@ TEXT = {
     "architectures": ["T5EncoderModel"],
     "model_type": "t5",
     "vocab_size": 2000,
-    "d_model": 128,
-    "d_kv": 32,
-    "d_ff": 256,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 128,
     "num_layers": 2,
     "num_heads": 4,
     "relative_attention_num_buckets": 32,
@@ -57,9 +58,9 @@ UNET = {
     "out_channels": 6,
     "layers_per_block": 1,
     "attention_head_dim": 32,
-    "cross_attention_dim": 128,
+    "cross_attention_dim": 64,
     "cross_attention_norm": "group_norm",
-    "encoder_hid_dim": 128,
+    "encoder_hid_dim": 64,
     "encoder_hid_dim_type": "text_proj",
     "addition_embed_type": "text",
     "addition_embed_type_num_heads": 4,
@@ -69,12 +70,13 @@ UNET = {
     "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
     "flip_sin_to_cos": True,
     "freq_shift": 0,
+    "time_embedding_dim": 256,  # it carries the pooled text too: 4 × 16 channels would be narrow
 }
 PLAIN, ATTEND = "ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"
 BASE_UNET = UNET | {
     "sample_size": 32,
     "in_channels": 3,
-    "block_out_channels": [16, 32, 96, 192],
+    "block_out_channels": [16, 32, 64, 128],
     "down_block_types": [PLAIN, PLAIN, ATTEND, ATTEND],
     "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 2 + ["ResnetUpsampleBlock2D"] * 2,
 }
@@ -127,22 +129,36 @@ class Phase(NamedTuple):
 
 
 # Per stage: its phases, the peak learning rate, the levels of noise on the low-res side. The base
-# begins with small pictures, which cost less. Over panoramas alone it learned the places and no
-# noun in 90,000 pictures: a place is most of the pixels. So plain backgrounds, where only the noun
-# is left to learn, are a phase of their own. Phases may be changed between two runs.
+# begins with small pictures, which cost less, and mostly on plain backgrounds: over panoramas alone
+# it learned the places and no noun in 90,000 pictures, for a place is most of the pixels.
 STAGES: dict[str, dict[str, Any]] = {
     "base": {
         "phases": [
-            Phase(800, 16, 32),
-            Phase(5600, 32, 16),
-            Phase(7600, 32, 16, plain=0.8),
-            Phase(None, 32, 16, plain=0.3),
+            Phase(2000, 16, 32, plain=0.8),
+            Phase(3000, 16, 32, plain=0.4),
+            Phase(4000, 32, 32, plain=0.4),
+            Phase(None, 32, 32),
         ],
         "learning_rate": 1e-3,
         "levels": (0, 0),
     },
     "upscaler": {"phases": [Phase(None, 64, 8)], "learning_rate": 8e-4, "levels": (0, 400)},
 }
+
+
+def initial_text(network: layers.Network, seed: int) -> tree.Flat:
+    """Fresh parameters of a T5 encoder.
+
+    Its attention is not scaled: the queries begin smaller by √d_kv, the table of positions by
+    √d_model (Raffel et al. 2020); else each token would see one other at random.
+    """
+    flat = layers.initial(network, seed)
+    for path, value in flat.items():
+        if path.endswith("SelfAttention/q/kernel"):
+            flat[path] = value / np.float32(TEXT["d_kv"] ** 0.5)
+        elif "relative_attention_bias" in path:
+            flat[path] = value / np.float32(TEXT["d_model"] ** 0.5)
+    return flat
 
 
 def skeleton(out: Path, kind: str) -> None:
@@ -167,7 +183,8 @@ def skeleton(out: Path, kind: str) -> None:
 
 def write_weights(folder: Path, flat: tree.Flat) -> None:
     """Both components, float16, into their folders."""
-    for part, stem in pipeline.COMPONENTS.items():
+    for part in ("unet", "text_encoder"):
+        stem = pipeline.COMPONENTS[part]
         weights.write(folder / part, tree.prefixed(flat, part), dtype="float16", stem=stem)
 
 
@@ -196,7 +213,7 @@ def main() -> None:
     stage = pipeline.open_stage(str(args.out / kind), kind=kind)
     fresh = tree.with_prefix(layers.initial(stage.unet, seed=0), "unet")
     if kind == "base":
-        fresh |= tree.with_prefix(layers.initial(stage.text_encoder, seed=1), "text_encoder")
+        fresh |= tree.with_prefix(initial_text(stage.text_encoder, seed=1), "text_encoder")
         rules = [(".*", True)]
     else:
         text = weights.read(args.out / "base" / "text_encoder", stage.text_encoder.abstract)
@@ -230,11 +247,11 @@ def main() -> None:
         low_size = 32 if kind == "upscaler" else None
         source = Captions(render, prompts, batch_size=phase.rows, seed=number, low_size=low_size)
         sources.append((phase.until, source))
-    encoded = stage.tokenizer.encode(prompts)
+    encoded = stage.tokens(prompts)
     frozen: dict[str, Any] = {"weights": frozen_weights}
     if kind == "upscaler":
         encode = jax.jit(functools.partial(stage.encode_text, dtype=jnp.float32))
-        frozen["table"] = encode(frozen_weights, encoded["ids"], encoded["mask"])
+        frozen["table"] = encode(frozen_weights, encoded)
 
     def batch_at(step: int) -> dict[str, Any]:
         source = next(source for until, source in sources if until is None or step < until)

@@ -21,6 +21,7 @@ def base_config() -> ConfigDict:
     c.dtype = "float32"  # in which networks compute; trained parameters are float32 anyway
     c.base_model = "embedded"  # "embedded", a diffusers folder, or a hub id
     c.upscaler_model = "embedded"  # second stage of a cascade: the same choices, or "" for none
+    c.resolution = config_dict.placeholder(int)  # pixels along a side; None is the model's own
     c.stages = ("base", "upscaler")  # what is fine-tuned, in this order
 
     c.subject = ConfigDict()
@@ -135,6 +136,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "train.log_every",
         "train.checkpoint_every",
         "train.max_to_keep",
+        "resolution",
         "upscaler.num_steps",
         "upscaler.batch_size",
         "upscaler.accumulate",

@@ -29,8 +29,8 @@ def for_stage(config: ConfigDict, stage: str) -> ConfigDict:
 
 
 def trainable_rules(config: ConfigDict) -> tuple[tuple[str, bool], ...]:
-    """`adapt.train`, after a rule for the text encoder when `train.text_encoder` asks for it."""
-    extra = (("text_encoder/.*", True),) if config.train.text_encoder else ()
+    """`adapt.train`, after a rule for the text encoders when `train.text_encoder` asks for it."""
+    extra = (("text_encoder.*", True),) if config.train.text_encoder else ()
     return extra + tuple(config.adapt.train)
 
 

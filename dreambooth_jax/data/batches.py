@@ -9,19 +9,24 @@ from dreambooth_jax import rng
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Pictures float32 `[N,H,W,C]` in [-1, 1], an upscaler's with the low-res ones `[N,h,w,C]`."""
+    """Pictures as the network sees them, float32 `[N,H,W,C]`.
 
-    pixels: np.ndarray
+    mean: pixels in [-1, 1], or the mean of their latents; std: these latents' standard deviation.
+    low_res: an upscaler's low-res pictures `[N,h,w,C]`.
+    """
+
+    mean: np.ndarray
     low_res: np.ndarray | None = None
+    std: np.ndarray | None = None
 
     def with_mirrored(self) -> "Pictures":
-        """These pictures, then the same mirrored left to right."""
+        """These pictures, then the same mirrored left to right (pixels alone: no latents)."""
 
         def doubled(x: np.ndarray) -> np.ndarray:
             return np.concatenate([x, x[:, :, ::-1]])
 
         low_res = None if self.low_res is None else doubled(self.low_res)
-        return Pictures(doubled(self.pixels), low_res)
+        return Pictures(doubled(self.mean), low_res)
 
 
 def split_rows(batch_size: int, *, prior_fraction: float) -> tuple[int, int]:
@@ -60,21 +65,26 @@ class SubjectBatches:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The rows of one step, all of the subject first.
 
-        `mean` `[B,H,W,C]`, `prompt` `[B]`, `is_prior` `[B]`; for an upscaler `low_res` `[B,h,w,C]`.
+        `mean` `[B,H,W,C]`, `prompt` `[B]`, `is_prior` `[B]`; for an upscaler `low_res` `[B,h,w,C]`,
+        for a latent model `std` `[B,H,W,C]`.
         """
         fraction = 0 if self.prior is None else self.prior_fraction
         counts = split_rows(self.batch_size, prior_fraction=fraction)
-        kinds = [(self.subject, self._walk("subject", len(self.subject.pixels), step, counts[0]))]
+        kinds = [(self.subject, self._walk("subject", len(self.subject.mean), step, counts[0]))]
         if self.prior is not None:
-            kinds.append((self.prior, self._walk("prior", len(self.prior.pixels), step, counts[1])))
+            kinds.append((self.prior, self._walk("prior", len(self.prior.mean), step, counts[1])))
         is_prior = np.repeat([False, True], counts)
         batch = {
-            "mean": np.concatenate([kind.pixels[rows] for kind, rows in kinds]),
+            "mean": np.concatenate([kind.mean[rows] for kind, rows in kinds]),
             "prompt": np.where(is_prior, self.class_row, self.instance_row).astype(np.int32),
             "is_prior": is_prior,
         }
-        low = [kind.low_res[rows] for kind, rows in kinds if kind.low_res is not None]
-        return batch | ({"low_res": np.concatenate(low)} if low else {})
+        for name in ("low_res", "std"):
+            found = [getattr(kind, name) for kind, _ in kinds]
+            if all(array is not None for array in found):
+                parts = [array[rows] for array, (_, rows) in zip(found, kinds, strict=True)]
+                batch[name] = np.concatenate(parts)
+        return batch
 
     def _walk(self, kind: str, size: int, step: int, count: int) -> np.ndarray:
         """Positions step·count … of an endless walk through rounds of `size` shuffled pictures."""

@@ -1,6 +1,7 @@
 """Draws for a run: the prompt grid before, during and after training, and the class images."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,9 +65,13 @@ class Painter:
                 # advises for IF.
                 plain = tuple(prompt.replace(f"{identifier} ", "") for prompt in text.prompts)
                 bare = generate.encode(stage, flat, plain, dtype=dtype)
-                text = generate.Text(text.prompts, sharding.fetch(bare.table)[bare.rows(plain)])
+                rows = bare.rows(plain)
+                table = jax.tree.map(lambda x, rows=rows: sharding.fetch(x)[rows], bare.table)
+                text = generate.Text(text.prompts, table)
             # On the whole mesh, which may have devices of other processes.
-            table = sharding.put(sharding.fetch(text.table), sharding.replicated(self.model.mesh))
+            whole = sharding.replicated(self.model.mesh)
+            host = jax.tree.map(sharding.fetch, text.table)
+            table = jax.tree.map(functools.partial(sharding.put, sharding=whole), host)
             texts[kind] = generate.Text(text.prompts, table)
         return texts
 

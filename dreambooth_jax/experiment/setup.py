@@ -34,7 +34,15 @@ def open_stages(config: ConfigDict) -> dict[str, Stage]:
       FileNotFoundError, ValueError: which file or value is missing or not supported, or that the
         stages do not fit together.
     """
-    stages = {"base": pipeline.open_stage(config.base_model, kind="base")}
+    stages = {
+        "base": pipeline.open_stage(config.base_model, kind="base", resolution=config.resolution)
+    }
+    if config.upscaler_model and stages["base"].latents:
+        raise ValueError(
+            f"upscaler_model = {config.upscaler_model!r}: the base model {config.base_model!r} "
+            'makes its pictures at full size. Write --config.upscaler_model="" and '
+            "--config.stages=\"('base',)\"."
+        )
     if config.upscaler_model:
         stages["upscaler"] = pipeline.open_stage(config.upscaler_model, kind="upscaler")
         small, large = stages["base"].size, stages["upscaler"].size
@@ -76,7 +84,7 @@ def load(config: ConfigDict, stages: Mapping[str, Stage]) -> Model:
             flat, rules=config.sharding.rules, mesh=mesh, min_bytes=config.sharding.min_bytes
         )
         logging.info("%s: where its weights are\n%s", kind, sharding.table(flat, by_path))
-        starts = "" if config.train.text_encoder else "unet/"
+        starts = "" if config.train.text_encoder else ("unet/", "vae/")
         weights[kind] = {
             path: sharding.put(leaf, by_path[path]) if path.startswith(starts) else leaf
             for path, leaf in flat.items()
@@ -92,7 +100,7 @@ def subject(config: ConfigDict, model: Model, photos: Audit) -> Subject:
         config.subject.identifier,
         class_noun=config.subject.class_noun,
         seed=config.seed,
-        embeddings=sharding.fetch(model.weights["base"]["text_encoder/shared/embedding"]),
+        embeddings=sharding.fetch(model.weights["base"][base.token_table]),
     )
     read = subjects.read(
         photos.folder,

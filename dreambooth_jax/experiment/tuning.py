@@ -47,7 +47,7 @@ def fine_tune(
     frozen: dict[str, Any] = {"weights": frozen_weights}
     tokens = None
     if c.train.text_encoder:
-        tokens = stage.tokenizer.encode(text.prompts, keep=subject.identifier)
+        tokens = stage.tokens(text.prompts, keep=subject.identifier)
     else:  # encoded once: the encoder has no part in the steps
         frozen = {
             "weights": tree.split(frozen_weights, lambda path: path.startswith("unet/"))[0],
@@ -140,6 +140,7 @@ def batches(
     low_size = model.stages["base"].size if kind == "upscaler" else None
     low = None if low_size is None else images.to_float(subject.pixels[low_size])
     photos = Pictures(images.to_float(subject.pixels[stage.size]), low)
+    photos = photos.with_mirrored() if c.subject.flip else photos
     class_pictures = None
     if prior is not None:
         made = prior.images if kind == "upscaler" or prior.low_res is None else prior.low_res
@@ -147,14 +148,30 @@ def batches(
         low = None if below is None else images.to_float(below)
         class_pictures = Pictures(images.to_float(made), low)
     return SubjectBatches(
-        subject=photos.with_mirrored() if c.subject.flip else photos,
-        prior=class_pictures,
+        subject=encoded(photos, model, kind),
+        prior=None if class_pictures is None else encoded(class_pictures, model, kind),
         batch_size=c.train.batch_size,
         prior_fraction=c.train.prior_fraction,
         instance_row=int(rows[0]),
         class_row=int(rows[1]),
         seed=c.seed,
     )
+
+
+def encoded(pictures: Pictures, model: Model, kind: str) -> Pictures:
+    """The same as latents' means and standard deviations, once and for all, where there is a VAE.
+
+    One at a time: at 1024 pixels a VAE's activations are larger than a UNet.
+    """
+    stage = model.stages[kind]
+    if stage.latents is None:
+        return pictures
+    coder = tree.split(model.weights[kind], lambda path: path.startswith("vae/"))[0]
+    encode = jax.jit(stage.encode_images, out_shardings=sharding.replicated(model.mesh))
+    whole = sharding.replicated(model.mesh)
+    pairs = [encode(coder, sharding.put(image[None], whole)) for image in pictures.mean]
+    mean, std = (np.concatenate([np.asarray(x) for x in part]) for part in zip(*pairs, strict=True))
+    return Pictures(mean, pictures.low_res, std)
 
 
 def announcement(kind: str, c: ConfigDict, model: Model, trainable: tree.Flat, state: Any) -> str:

@@ -113,20 +113,31 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """Convolution `[B,H,W,in] -> [B,H,W,out]`, same H, W at stride 1; kernel `[k, k, in, out]`."""
+    """Convolution `[B,H,W,in] -> [B,H,W,out]`, same H, W at stride 1; kernel `[k, k, in, out]`.
 
-    def __init__(self, size_in: int, size_out: int, *, width: int = 3, stride: int = 1):
+    padding: zeros before and after each side; as many as keep H, W when not given.
+    """
+
+    def __init__(
+        self,
+        size_in: int,
+        size_out: int,
+        *,
+        width: int = 3,
+        stride: int = 1,
+        padding: tuple[int, int] | None = None,
+    ):
         self.kernel = param(width, width, size_in, size_out)
         self.bias = param(size_out)
         self.stride = stride
-        self.padding = (width - 1) // 2
+        self.padding = ((width - 1) // 2,) * 2 if padding is None else padding
 
     def __call__(self, x: Array) -> Array:
         y = jax.lax.conv_general_dilated(
             x,
             self.kernel[...].astype(x.dtype),
             window_strides=(self.stride, self.stride),
-            padding=[(self.padding, self.padding)] * 2,
+            padding=[self.padding] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return y + _per_channel(self.bias[...], y)
@@ -216,6 +227,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
     "gelu": _gelu_exact,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "mish": jax.nn.mish,

@@ -1,8 +1,9 @@
-"""The conditional UNet of diffusers' `UNet2DConditionModel`, in the arrangement of DeepFloyd IF.
+"""The conditional UNet of diffusers' `UNet2DConditionModel`: DeepFloyd IF's and Stable Diffusion's.
 
-Down levels, a middle, up levels with skips; time, noise level of the low-res image and pooled text
-are summed into one conditioning vector; the text enters attention as added keys and values. Facts
-of the layout: the model's `config.json` and Imagen (Saharia et al. 2022), appendix F.
+Down levels, a middle, up levels with skips; time, noise level of the low-res image, pooled text and
+sizes of the picture are summed into one conditioning vector; the text enters by attention. Facts of
+the layout: the models' `config.json`; Imagen (Saharia et al. 2022), appendix F; latent diffusion
+(Rombach et al. 2022); SDXL (Podell et al. 2023), table 1.
 """
 
 import dataclasses
@@ -21,29 +22,24 @@ _INERT: dict[str, Any] = {
     "center_input_sample": False,
     "downsample_padding": 1,
     "dropout": 0.0,
-    "transformer_layers_per_block": 1,
     "reverse_transformer_layers_per_block": None,
     "num_attention_heads": None,
     "dual_cross_attention": False,
-    "use_linear_projection": False,
-    "addition_time_embed_dim": None,
     "num_class_embeds": None,
-    "upcast_attention": False,
     "time_embedding_type": "positional",
     "timestep_post_act": None,
     "time_cond_proj_dim": None,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
-    "projection_class_embeddings_input_dim": None,
     "attention_type": "default",
     "class_embeddings_concat": False,
 }
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "mid_block_type": ("UNetMidBlock2DSimpleCrossAttn",),
+    "mid_block_type": tuple(unet_blocks.MID_BLOCKS),
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "cross_attention_norm": (None, "group_norm"),
     "encoder_hid_dim_type": (None, "text_proj"),
-    "addition_embed_type": (None, "text"),
+    "addition_embed_type": (None, "text", "text_time"),
     "class_embed_type": (None, "timestep"),
     "act_fn": tuple(layers.ACTIVATIONS),
     "time_embedding_act_fn": (None, *layers.ACTIVATIONS),
@@ -53,9 +49,11 @@ _UNIFORM: dict[str, Any] = {
     "layers_per_block": 2,
     "attention_head_dim": 8,
     "only_cross_attention": False,
+    "transformer_layers_per_block": 1,
 }
 # Here null means something else than leaving the key out: no normalisation at all.
 _NOT_NULL = ("norm_num_groups", "norm_eps")
+_NO_KIND = unet_blocks.Kind(attend=False, latent=False)  # of an unknown block type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +71,10 @@ class UNetConfig:
     layers_per_block: tuple[int, ...]
     attention_head_dim: tuple[int, ...]
     only_cross_attention: tuple[bool, ...]
+    transformer_layers_per_block: tuple[int, ...]
     cross_attention_dim: int
     sample_size: int | None = None
-    mid_block_type: str = "UNetMidBlock2DSimpleCrossAttn"
+    mid_block_type: str = "UNetMidBlock2DCrossAttn"
     mid_block_only_cross_attention: bool = False
     mid_block_scale_factor: float = 1.0
     resnet_time_scale_shift: str = "default"
@@ -89,6 +88,10 @@ class UNetConfig:
     encoder_hid_dim_type: str | None = None
     addition_embed_type: str | None = None
     addition_embed_type_num_heads: int = 64
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+    use_linear_projection: bool = False
+    upcast_attention: bool = False
     class_embed_type: str | None = None
     time_embedding_dim: int | None = None
     time_embedding_act_fn: str | None = None
@@ -140,6 +143,17 @@ class UNetConfig:
             problems.append(
                 f"encoder_hid_dim_type = {hid_type!r} needs encoder_hid_dim, which is missing"
             )
+        if raw.get("addition_embed_type") == "text_time":
+            for key in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+                if raw.get(key) is None:
+                    problems.append(f"addition_embed_type = 'text_time' needs {key}")
+        if raw.get("only_cross_attention") not in (None, False) and any(
+            (unet_blocks.DOWN_BLOCKS | unet_blocks.UP_BLOCKS).get(name, _NO_KIND).latent
+            for name in (*raw.get("down_block_types", ()), *raw.get("up_block_types", ()))
+        ):
+            problems.append(
+                "only_cross_attention is set; supported only with SimpleCrossAttn blocks"
+            )
         if problems:
             raise ValueError("unet/config.json cannot be honoured:\n  " + "\n  ".join(problems))
         values = {key: value for key, value in raw.items() if key in fields and value is not None}
@@ -165,7 +179,8 @@ class UNetConfig:
 class UNet(nnx.Module):
     """x `[B,H,W,in]`, time steps `[B]`, text `[B,L,D]` -> `[B,H,W,out]`.
 
-    An upscaler also needs the noise level of the low-res image, `[B]`.
+    An upscaler also needs the noise level of the low-res image, `[B]`; SDXL's the pooled text
+    `[B,P]`, and the sizes `time_ids` `[B,6]` in pixels.
     """
 
     def __init__(self, cfg: UNetConfig):
@@ -184,11 +199,7 @@ class UNet(nnx.Module):
             if cfg.encoder_hid_dim_type == "text_proj"
             else None
         )
-        self.add_embedding = (
-            unet_blocks.TextTimeEmbedding(text_size, width, heads=cfg.addition_embed_type_num_heads)
-            if cfg.addition_embed_type == "text"
-            else None
-        )
+        self.add_embedding = self._added(cfg, text_size)
         self.down_blocks = nnx.List(
             [
                 unet_blocks.DownBlock(
@@ -196,13 +207,15 @@ class UNet(nnx.Module):
                     channels[i],
                     cfg,
                     level=i,
-                    attend=unet_blocks.DOWN_BLOCKS[kind],
+                    kind=unet_blocks.DOWN_BLOCKS[kind],
                     resample=i < last,
                 )
                 for i, kind in enumerate(cfg.down_block_types)
             ]
         )
-        self.mid_block = unet_blocks.MidBlock(channels[-1], cfg)
+        self.mid_block = unet_blocks.MidBlock(
+            channels[-1], cfg, kind=unet_blocks.MID_BLOCKS[cfg.mid_block_type]
+        )
         self.up_blocks = nnx.List(
             [
                 unet_blocks.UpBlock(
@@ -211,7 +224,7 @@ class UNet(nnx.Module):
                     channels[i],
                     cfg,
                     level=i,
-                    attend=unet_blocks.UP_BLOCKS[kind],
+                    kind=unet_blocks.UP_BLOCKS[kind],
                     resample=i > 0,
                 )
                 for i, kind in zip(range(last, -1, -1), cfg.up_block_types, strict=True)
@@ -222,6 +235,18 @@ class UNet(nnx.Module):
         self.conv_out = layers.Conv(channels[0], cfg.out_channels)
         self.cfg = cfg
 
+    @staticmethod
+    def _added(cfg: UNetConfig, text_size: int) -> Any:
+        """What else enters the conditioning vector: the pooled text, or that and sizes."""
+        if cfg.addition_embed_type == "text":
+            heads = cfg.addition_embed_type_num_heads
+            return unet_blocks.TextTimeEmbedding(text_size, cfg.time_embed_dim, heads=heads)
+        if cfg.addition_embed_type == "text_time":
+            size = cfg.projection_class_embeddings_input_dim
+            assert size is not None
+            return unet_blocks.TimeMLP(size, cfg.time_embed_dim, act_fn=cfg.act_fn)
+        return None
+
     def __call__(
         self,
         x: Array,
@@ -229,6 +254,8 @@ class UNet(nnx.Module):
         text: Array,
         *,
         noise_level: Array | None = None,
+        pooled: Array | None = None,
+        time_ids: Array | None = None,
         remat: bool = False,
     ) -> Array:
         cfg = self.cfg
@@ -242,8 +269,18 @@ class UNet(nnx.Module):
                     "image."
                 )
             time = time + self.class_embedding(self._sinusoid(noise_level).astype(x.dtype))
-        if self.add_embedding is not None:
+        if cfg.addition_embed_type == "text":
             time = time + self.add_embedding(text)
+        elif cfg.addition_embed_type == "text_time":
+            if pooled is None or time_ids is None:
+                raise ValueError(
+                    "this UNet (addition_embed_type 'text_time') needs pooled [B,P] and time_ids "
+                    "[B,6]."
+                )
+            assert cfg.addition_time_embed_dim is not None
+            sizes = self._sinusoid(time_ids.reshape(-1), cfg.addition_time_embed_dim)
+            sizes = sizes.reshape(x.shape[0], -1).astype(x.dtype)
+            time = time + self.add_embedding(jnp.concatenate([pooled.astype(x.dtype), sizes], -1))
         if cfg.time_embedding_act_fn is not None:
             time = layers.activation(cfg.time_embedding_act_fn)(time)
         text = text if self.encoder_hid_proj is None else self.encoder_hid_proj(text)
@@ -259,10 +296,10 @@ class UNet(nnx.Module):
             x = call(up, x, taken, time, text)
         return self.conv_out(layers.activation(cfg.act_fn)(self.conv_norm_out(x)))
 
-    def _sinusoid(self, t: Array) -> Array:
+    def _sinusoid(self, t: Array, size: int | None = None) -> Array:
         return layers.time_sinusoid(
             jnp.atleast_1d(t),
-            self.cfg.block_out_channels[0],
+            size or self.cfg.block_out_channels[0],
             flip_sin_to_cos=self.cfg.flip_sin_to_cos,
             freq_shift=self.cfg.freq_shift,
         )

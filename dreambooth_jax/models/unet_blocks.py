@@ -1,12 +1,12 @@
-"""Blocks of the UNet, as DeepFloyd IF arranges them; the residual block is every UNet's here.
+"""Blocks of the UNet, as DeepFloyd IF and as Stable Diffusion arrange them.
 
-Residual blocks with scale-shift conditioning (Dhariwal & Nichol 2021, appendix A), and attention
-whose keys and values are those of the text followed by those of the image (Saharia et al. 2022,
-Imagen, section 2.4: "added" keys and values).
+Residual blocks conditioned on time (Dhariwal & Nichol 2021, appendix A), and attention: in IF's its
+keys and values are those of the text followed by those of the image (Saharia et al. 2022, Imagen,
+section 2.4: "added" keys and values), in Stable Diffusion's it is a transformer (`transformer.py`).
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import nnx
 
 from dreambooth_jax.models import layers
 from dreambooth_jax.models.layers import Array
+from dreambooth_jax.models.transformer import Transformer
 
 
 def upsample_nearest(x: Array) -> Array:
@@ -112,27 +113,65 @@ class AddedKVAttention(nnx.Module):
         return x + self.to_out[0](answer).reshape(b, h, w, c)
 
 
+class Downsample(nnx.Module):
+    """A convolution of stride 2; time plays no part."""
+
+    def __init__(self, channels: int):
+        self.conv = layers.Conv(channels, channels, stride=2)
+
+    def __call__(self, x: Array, time: Array) -> Array:
+        del time
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Each pixel becomes 2x2, then a convolution; time plays no part."""
+
+    def __init__(self, channels: int):
+        self.conv = layers.Conv(channels, channels)
+
+    def __call__(self, x: Array, time: Array) -> Array:
+        del time
+        return self.conv(upsample_nearest(x))
+
+
+class Kind(NamedTuple):
+    """What the block types of the model files differ in."""
+
+    attend: bool  # to the text
+    latent: bool  # Stable Diffusion's attention and changes of size, or IF's
+
+
+def attention_of(kind: Kind, channels: int, cfg: Any, *, level: int, entry: int) -> Any:
+    """The attention of a level; `entry` is its place in the file's list of head sizes."""
+    if kind.latent:
+        return Transformer(channels, cfg, level=level)
+    return AddedKVAttention(
+        channels,
+        cfg,
+        head_dim=cfg.attention_head_dim[entry],
+        only_cross=cfg.only_cross_attention[level],
+    )
+
+
 class DownBlock(nnx.Module):
-    """Residual blocks, each with attention where the level has it, then a halving residual block.
+    """Residual blocks, each with attention where the level has it, then a halving of H and W.
 
     Returns x and the skips for `UpBlock`.
     """
 
     def __init__(
-        self, size_in: int, size_out: int, cfg: Any, *, level: int, attend: bool, resample: bool
+        self, size_in: int, size_out: int, cfg: Any, *, level: int, kind: Kind, resample: bool
     ):
         inputs = [size_in] + [size_out] * (cfg.layers_per_block[level] - 1)
         resnet = functools.partial(
             ResnetBlock, size_out=size_out, cfg=cfg, out_scale=cfg.resnet_out_scale_factor
         )
-        attention = functools.partial(
-            AddedKVAttention,
-            head_dim=cfg.attention_head_dim[level],
-            only_cross=cfg.only_cross_attention[level],
-        )
+        attention = functools.partial(attention_of, kind, size_out, cfg, level=level, entry=level)
         self.resnets = nnx.List([resnet(size) for size in inputs])
-        self.attentions = nnx.List([attention(size_out, cfg) for _ in inputs]) if attend else None
-        self.downsamplers = nnx.List([resnet(size_out, resample="down")]) if resample else None
+        self.attentions = nnx.List([attention() for _ in inputs]) if kind.attend else None
+        down = Downsample(size_out) if kind.latent else resnet(size_out, resample="down")
+        self.downsamplers: Any = nnx.List([down]) if resample else None
 
     def __call__(self, x: Array, time: Array, text: Array) -> tuple[Array, list[Array]]:
         skips = []
@@ -147,7 +186,7 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """As `DownBlock`, with a skip joined to each block's input and a doubling block at the end."""
+    """As `DownBlock`, with a skip joined to each block's input, and a doubling at the end."""
 
     def __init__(
         self,
@@ -157,7 +196,7 @@ class UpBlock(nnx.Module):
         cfg: Any,
         *,
         level: int,
-        attend: bool,
+        kind: Kind,
         resample: bool,
     ):
         count = cfg.layers_per_block[level]
@@ -166,16 +205,15 @@ class UpBlock(nnx.Module):
         resnet = functools.partial(
             ResnetBlock, size_out=size_out, cfg=cfg, out_scale=cfg.resnet_out_scale_factor
         )
+        # The file format lists IF's head sizes in the order of the blocks here, unlike its other
+        # lists.
         attention = functools.partial(
-            AddedKVAttention,
-            # The file format lists head sizes in the order of the blocks here, unlike its other
-            # lists.
-            head_dim=cfg.attention_head_dim[-1 - level],
-            only_cross=cfg.only_cross_attention[level],
+            attention_of, kind, size_out, cfg, level=level, entry=-1 - level
         )
         self.resnets = nnx.List([resnet(a + b) for a, b in zip(inputs, skips, strict=True)])
-        self.attentions = nnx.List([attention(size_out, cfg) for _ in inputs]) if attend else None
-        self.upsamplers = nnx.List([resnet(size_out, resample="up")]) if resample else None
+        self.attentions = nnx.List([attention() for _ in inputs]) if kind.attend else None
+        up = Upsample(size_out) if kind.latent else resnet(size_out, resample="up")
+        self.upsamplers: Any = nnx.List([up]) if resample else None
 
     def __call__(self, x: Array, skips: list[Array], time: Array, text: Array) -> Array:
         for i, resnet in enumerate(self.resnets):
@@ -187,15 +225,16 @@ class UpBlock(nnx.Module):
 class MidBlock(nnx.Module):
     """Residual block, attention, residual block at the smallest size."""
 
-    def __init__(self, channels: int, cfg: Any):
+    def __init__(self, channels: int, cfg: Any, *, kind: Kind):
         scale = cfg.mid_block_scale_factor
         resnets = [ResnetBlock(channels, channels, cfg, out_scale=scale) for _ in range(2)]
-        attention = AddedKVAttention(
-            channels,
-            cfg,
-            head_dim=cfg.attention_head_dim[-1],
-            only_cross=cfg.mid_block_only_cross_attention,
-        )
+        attention: Any
+        if kind.latent:
+            attention = Transformer(channels, cfg, level=-1)
+        else:
+            only_cross = cfg.mid_block_only_cross_attention
+            head_dim = cfg.attention_head_dim[-1]
+            attention = AddedKVAttention(channels, cfg, head_dim=head_dim, only_cross=only_cross)
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List([attention])
 
@@ -249,13 +288,23 @@ class TextTimeEmbedding(nnx.Module):
         return self.norm2(self.proj(self.pool(self.norm1(text))))
 
 
-# Names in the model files -> does the level attend to the text? IF's blocks resample by residual
-# blocks.
-DOWN_BLOCKS: dict[str, bool] = {
-    "ResnetDownsampleBlock2D": False,
-    "SimpleCrossAttnDownBlock2D": True,
+# Names in the model files. IF's blocks change H and W by residual blocks.
+DOWN_BLOCKS: dict[str, Kind] = {
+    "ResnetDownsampleBlock2D": Kind(attend=False, latent=False),
+    "SimpleCrossAttnDownBlock2D": Kind(attend=True, latent=False),
+    "DownBlock2D": Kind(attend=False, latent=True),
+    "CrossAttnDownBlock2D": Kind(attend=True, latent=True),
 }
-UP_BLOCKS: dict[str, bool] = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
+MID_BLOCKS: dict[str, Kind] = {
+    "UNetMidBlock2DSimpleCrossAttn": Kind(attend=True, latent=False),
+    "UNetMidBlock2DCrossAttn": Kind(attend=True, latent=True),
+}
+UP_BLOCKS: dict[str, Kind] = {
+    "ResnetUpsampleBlock2D": Kind(attend=False, latent=False),
+    "SimpleCrossAttnUpBlock2D": Kind(attend=True, latent=False),
+    "UpBlock2D": Kind(attend=False, latent=True),
+    "CrossAttnUpBlock2D": Kind(attend=True, latent=True),
+}
 
 
 def checkpointed(block: Any, *args: Any) -> Any:

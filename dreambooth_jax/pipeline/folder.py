@@ -1,0 +1,174 @@
+"""Opens a stage: the files of a model folder, local or on the hub, all but the weights."""
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dreambooth_jax import tree, weights
+from dreambooth_jax.diffusion import schedule as schedules
+from dreambooth_jax.models import layers, unet, vae
+from dreambooth_jax.pipeline.families import FAMILIES
+from dreambooth_jax.pipeline.stage import Latents, Stage
+from dreambooth_jax.text import tokenizer as tokenizers
+
+
+def locate(name: str, *, kind: str) -> Path:
+    """The folder of a model: `"embedded"`, a folder, or the id of a hub repository.
+
+    A hub repository is downloaded once.
+
+    Raises:
+      FileNotFoundError: no such folder, and the hub has or gives none of that name.
+    """
+    if name == "embedded":
+        return Path(str(resources.files("dreambooth_jax") / "assets" / kind))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"no model folder {name!r}. Write 'embedded', a folder with model_index.json, or a hub "
+            "id 'owner/name'."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    patterns = ["*.json", "*/*.json", "*/*.safetensors", "tokenizer/*"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(
+            f"no folder {name!r}, and the model hub gave none either: {reason} "
+            "For a gated model, accept its licence on its page and log in with `hf auth login`."
+        ) from error
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing: this is not a whole model folder in the diffusers layout."
+        )
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:  # JSONDecodeError, or bytes that are no text
+        raise ValueError(f"{file} is not JSON: {error}. Copy or download it again.") from error
+
+
+def open_stage(name: str, *, kind: str, resolution: int | None = None) -> Stage:
+    """Reads everything but the weights of the stage called `name` (see `locate`).
+
+    resolution: pixels along a side, for a latent model, instead of its own.
+
+    Raises:
+      FileNotFoundError, ValueError: what is missing, or which value of which file is not supported.
+    """
+    folder = locate(name, kind=kind)
+    index = _json(folder / "model_index.json")
+    found = index.get("_class_name")
+    if found not in FAMILIES:
+        raise ValueError(
+            f"{folder}: pipeline {found!r} is not supported; supported: {', '.join(FAMILIES)}."
+        )
+    family = FAMILIES[found]
+    if family.kind != kind:
+        key = "base_model" if kind == "base" else "upscaler_model"
+        raise ValueError(
+            f"{key} = {name!r} is an {found}, which is the {family.kind!r} stage, not {kind!r}."
+        )
+    unet_config = _json(folder / "unet" / "config.json")
+    text_configs = {part: _json(folder / part / "config.json") for part in family.text_encoders}
+    vae_config = _json(folder / "vae" / "config.json") if family.latent else None
+    noising = (
+        _json(folder / "image_noising_scheduler" / "scheduler_config.json")
+        if kind == "upscaler"
+        else None
+    )
+    scheduler = _json(folder / "scheduler" / "scheduler_config.json")
+    try:
+        networks: dict[str, layers.Network] = {"unet": unet.build(unet_config)}
+        for part, (_, build) in family.text_encoders.items():
+            networks[part] = build(text_configs[part])
+        latents = None
+        if vae_config is not None:
+            networks["vae"] = vae.build(vae_config)
+            latents = _latents(vae_config)
+        return Stage(
+            kind=kind,
+            folder=folder,
+            family=family,
+            networks=networks,
+            tokenizers={
+                part: tokenizers.load(folder / tokenizer)
+                for part, (tokenizer, _) in family.text_encoders.items()
+            },
+            schedule=schedules.from_config(scheduler),
+            noising=None if noising is None else schedules.from_config(noising),
+            size=_size(unet_config, latents, resolution),
+            channels=int(unet_config["in_channels"]) // (2 if kind == "upscaler" else 1),
+            latents=latents,
+            zeros_for_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _latents(config: Mapping[str, Any]) -> Latents:
+    """The scale of a VAE's latents, from `vae/config.json`."""
+    scaling = config.get("scaling_factor", 0.18215)  # files older than the key are all of SD 1
+    return Latents(factor=2 ** (len(config["block_out_channels"]) - 1), scaling=float(scaling))
+
+
+def _size(config: Mapping[str, Any], latents: Latents | None, resolution: int | None) -> int:
+    """Pixels along a side of what the model makes."""
+    size = config.get("sample_size")
+    if not isinstance(size, int):
+        raise ValueError(
+            f"unet/config.json: sample_size = {size!r}; expected the pixels along a side."
+        )
+    if latents is None:
+        if resolution not in (None, size):
+            raise ValueError(
+                f"resolution = {resolution}: this model's pictures have {size} pixels along a "
+                "side, and only latent models can make others. Leave it out."
+            )
+        return size
+    # Every level but the last halves the latent.
+    whole = latents.factor * 2 ** (len(config["block_out_channels"]) - 1)
+    if resolution is None:
+        return size * latents.factor
+    if resolution < whole or resolution % whole:
+        near = max(round(resolution / whole), 1) * whole
+        raise ValueError(
+            f"resolution = {resolution}: expected a multiple of {whole}. Write "
+            f"--config.resolution={near}."
+        )
+    return resolution
+
+
+def read_weights(
+    stage: Stage,
+    *,
+    put: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+    variant: str | None = None,
+) -> tree.Flat:
+    """All float32 parameters of a stage; `put` places each leaf as soon as it is read."""
+
+    def under(part: str) -> Callable[[str, np.ndarray], Any]:
+        return lambda path, array: put(f"{part}/{path}", array)
+
+    flat: tree.Flat = {}
+    for part, network in stage.networks.items():
+        leaves = weights.read(
+            stage.folder / part, network.abstract, variant=variant, put=under(part)
+        )
+        flat |= tree.with_prefix(leaves, part)
+    return flat

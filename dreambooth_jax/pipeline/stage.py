@@ -1,0 +1,179 @@
+"""One stage of a base model: its networks, bound to weights where they are called."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax import tree
+from dreambooth_jax.diffusion import process
+from dreambooth_jax.diffusion import schedule as schedules
+from dreambooth_jax.models import layers
+from dreambooth_jax.pipeline.families import Family, PooledText
+from dreambooth_jax.text.tokenizer import Tokenizer
+
+Array = jax.Array
+
+# Folder of a component -> stem of its weight file.
+COMPONENTS = {
+    "unet": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "vae": "diffusion_pytorch_model",
+}
+# What prompts are to text encoders, int32 `[P,L]` each; those of the second one end in 2.
+TOKENS = ("ids", "mask", "ids_2", "mask_2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """How a VAE's latents enter the diffusion: `factor` pixels a side each, times `scaling`."""
+
+    factor: int
+    scaling: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage; its weights are flat, under `unet/`, `text_encoder/` and so on."""
+
+    kind: str  # "base" or "upscaler"
+    folder: Path
+    family: Family
+    networks: Mapping[str, layers.Network]  # by component
+    tokenizers: Mapping[str, Tokenizer]  # by the text encoder's component
+    schedule: schedules.Schedule
+    noising: schedules.Schedule | None  # of the low-res image that an upscaler sees
+    size: int  # pixels along a side of what it makes
+    channels: int  # of the sample: colours, or a latent's
+    latents: Latents | None = None  # None: the sample is the picture itself
+    zeros_for_empty: bool = False  # the empty prompt's embeddings are zeros (SDXL)
+
+    @property
+    def unet(self) -> layers.Network:
+        """The network that is fine-tuned."""
+        return self.networks["unet"]
+
+    @property
+    def text_encoder(self) -> layers.Network:
+        """The first text encoder."""
+        return self.networks["text_encoder"]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The first text encoder's tokenizer."""
+        return self.tokenizers["text_encoder"]
+
+    @property
+    def components(self) -> dict[str, str]:
+        """Folder of each component -> stem of its weight file."""
+        return {part: COMPONENTS[part] for part in self.networks}
+
+    @property
+    def abstract(self) -> tree.Flat:
+        """Every leaf by path, as shape and dtype."""
+        flat: tree.Flat = {}
+        for part, network in self.networks.items():
+            flat |= tree.with_prefix(network.abstract, part)
+        return flat
+
+    @property
+    def token_table(self) -> str:
+        """The path of the first text encoder's table of token embeddings `[vocabulary, D]`."""
+        ends = ("shared/embedding", "token_embedding/embedding")
+        return next(
+            f"text_encoder/{path}" for path in self.text_encoder.abstract if path.endswith(ends)
+        )
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of x0."""
+        side = self.size // (self.latents.factor if self.latents else 1)
+        return side, side, self.channels
+
+    def fine_tuned(self) -> "Stage":
+        """The same stage as it samples once its network was trained further.
+
+        The loss leaves a learned variance alone while the layers below it change, so a fixed one
+        takes its place, as in diffusers' recipe for DeepFloyd IF.
+        """
+        if self.schedule.variance_type != "learned_range":
+            return self
+        fixed = dataclasses.replace(self.schedule, variance_type="fixed_small")
+        return dataclasses.replace(self, schedule=fixed)
+
+    def _bind(self, params: Mapping[str, Array], part: str) -> Any:
+        return self.networks[part].bind(tree.prefixed(params, part))
+
+    def tokens(self, prompts: Sequence[str], *, keep: str | None = None) -> dict[str, np.ndarray]:
+        """The prompts for every text encoder, by the names in `TOKENS`; see `Tokenizer.encode`."""
+        named: dict[str, np.ndarray] = {}
+        for part, tokenizer in self.tokenizers.items():
+            end = part.removeprefix("text_encoder")
+            encoded = tokenizer.encode(prompts, keep=keep)
+            named |= {f"{name}{end}": value for name, value in encoded.items()}
+        return named
+
+    def encode_text(
+        self, params: Mapping[str, Array], tokens: Mapping[str, Array], *, dtype: Any
+    ) -> Any:
+        """Tokens of P prompts -> embeddings in `dtype`: states `[P,L,D]`, or a `PooledText`."""
+        bound = {part: self._bind(params, part) for part in self.tokenizers}
+        return self.family.encode(bound, tokens, dtype)
+
+    def unguided(self, table: Any) -> Any:
+        """The embeddings `[1,…]` that guidance leads away from; row 0 of the table is empty."""
+        empty = jax.tree.map(lambda x: x[:1], table)
+        return jax.tree.map(jnp.zeros_like, empty) if self.zeros_for_empty else empty
+
+    def encode_images(self, params: Mapping[str, Array], pixels: Array) -> tuple[Array, Array]:
+        """Pictures `[B,H,W,3]` in [-1, 1] -> mean and standard deviation of x0, float32."""
+        assert self.latents is not None
+        mean, std = self._bind(params, "vae").encode(pixels.astype(jnp.float32))
+        return self.latents.scaling * mean, self.latents.scaling * std
+
+    def decode(self, params: Mapping[str, Array], x0: Array) -> Array:
+        """x0 -> pictures `[B,H,W,3]`, float32: a VAE's range breaks half precision."""
+        if self.latents is None:
+            return x0
+        return self._bind(params, "vae").decode(x0.astype(jnp.float32) / self.latents.scaling)
+
+    def condition(self, low_res: Array, noise: Array, noise_level: Array) -> Array:
+        """The low-res image as the upscaler sees it: `[B,H,W,C]`, with noise of its level `[B]`."""
+        assert self.noising is not None
+        enlarged = process.upsample_bilinear(low_res, self.size)
+        return process.add_noise(self.noising, enlarged, noise, noise_level)
+
+    def predict(
+        self,
+        params: Mapping[str, Array],
+        xt: Array,
+        t: Array,
+        text: Any,
+        *,
+        condition: Array | None = None,
+        noise_level: Array | None = None,
+        remat: bool = False,
+    ) -> Array:
+        """The network's output `[B,H,W,C or 2C]`, float32; computes in the dtype of `text`.
+
+        xt `[B,H,W,C]`, t int `[B]`, text `[B,L,D]` or a `PooledText`; an upscaler needs what the
+        method `condition` gives, and its `noise_level`.
+        """
+        x = xt if condition is None else jnp.concatenate([xt, condition], -1)
+        extra: dict[str, Any] = {}
+        if isinstance(text, PooledText):
+            # Height and width of the photo, of what was cropped off, and of the picture (Podell et
+            # al. 2023, section 2.2): here a picture is always all that there is.
+            sizes = jnp.array([self.size, self.size, 0, 0, self.size, self.size], jnp.float32)
+            time_ids = jnp.broadcast_to(sizes, (x.shape[0], 6))
+            text, extra = text.states, {"pooled": text.pooled, "time_ids": time_ids}
+        x = x.astype(text.dtype)
+        output = self._bind(params, "unet")(
+            x, t, text, noise_level=noise_level, remat=remat, **extra
+        )
+        return output.astype(jnp.float32)

@@ -1,0 +1,107 @@
+"""The main command on Stable Diffusion 1, 2 and XL, small: from photos to an export like theirs."""
+
+import json
+
+import commands
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreambooth_jax import generate, pipeline, sharding
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")
+diffusers = pytest.importorskip("diffusers", reason="compares with diffusers: extra `parity`")
+import latents  # noqa: E402 (only with torch)
+
+SHORT = {
+    "stages": ("base",),
+    "subject__identifier": "zib",
+    "upscaler__num_steps": None,
+    "upscaler__batch_size": None,
+    "prior__num_images": 2,
+    "train__num_steps": 3,
+    "train__sample_every": 0,
+    "train__checkpoint_every": 2,
+    "optim__learning_rate": 1e-3,
+    "sampler__name": "ddim",
+    "sampler__guidance_scale": 3.0,
+}
+CLASSES = {
+    "sd1": diffusers.StableDiffusionPipeline,
+    "sd2": diffusers.StableDiffusionPipeline,
+    "sdxl": diffusers.StableDiffusionXLPipeline,
+}
+
+
+@pytest.mark.parametrize("variant", list(latents.VARIANTS))
+def test_the_main_command(variant, tmp_path):
+    model = latents.make(tmp_path / "model", variant)
+    # The text encoders of one variant learn too.
+    c = commands.config(
+        {"base": model, "upscaler": ""}, **SHORT, train__text_encoder=variant == "sdxl"
+    )
+    report = commands.run_here(c, tmp_path / "run")
+    assert report.is_file()
+    lines = commands.lines(tmp_path / "run", "base")
+    assert all(np.isfinite(line["base/loss"]) for line in lines)
+    assert len(list((tmp_path / "run" / "prior").glob("*.png"))) == 2
+
+    before, after = commands.weights(model), commands.weights(tmp_path / "run" / "export")
+    prefix = "text_encoder/model.safetensors: "  # transformers 5 writes it without "text_model."
+    before = {
+        f"{prefix}text_model.{key.removeprefix(prefix)}"
+        if key.startswith(prefix) and "text_model." not in key
+        else key: value
+        for key, value in before.items()
+    }
+    changed = {name.split("/")[0] for name in commands.different(before, after)}
+    assert changed == {"unet"} | (
+        {"text_encoder", "text_encoder_2"} if variant == "sdxl" else set()
+    )
+
+    # PyTorch draws from the export what we draw.
+    exported = tmp_path / "run" / "export"
+    stage = pipeline.open_stage(str(exported), kind="base")
+    flat = pipeline.read_weights(stage)
+    prompts = ["a zib bird", "a bird in the snow"]
+    text = generate.encode(stage, flat, prompts, dtype=jnp.float32)
+    sampler = generate.Sampler(
+        stage,
+        generate.Settings("ddim", 3, 4.0),
+        mesh=sharding.make_mesh(devices=jax.devices()[:1]),
+    )
+    found = sampler.batch(flat, text, prompts, [1, 2], None)
+    named = [generate.rng.named(jax.random.key(seed), "sample/base") for seed in (1, 2)]
+    noise = generate.sampler.first_noise(jnp.stack(named), stage.sample_shape)
+    pipe = CLASSES[variant].from_pretrained(exported)
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe(
+        prompts,
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        height=16,
+        width=16,
+        latents=torch.from_numpy(np.array(noise)).movedim(-1, 1),
+        output_type="np",
+    ).images
+    assert np.abs((found + 1) / 2 - made).max() <= 1e-3
+
+
+def test_a_latent_base_with_an_upscaler_is_refused_before_anything_is_read(tmp_path):
+    model = latents.make(tmp_path / "model", "sd1")
+    c = commands.config({"base": model, "upscaler": "embedded"}, subject__identifier="zib")
+    with pytest.raises(
+        ValueError, match=r"upscaler_model = 'embedded'.*--config.upscaler_model=\"\""
+    ):
+        commands.run_here(c, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("resolution", "message"), [(20, "multiple of 4"), (2, "multiple of 4")])
+def test_a_resolution_that_the_levels_cannot_halve(resolution, message, tmp_path):
+    model = latents.make(tmp_path / "model", "sd1")
+    with pytest.raises(ValueError, match="resolution"):
+        pipeline.open_stage(str(model), kind="base", resolution=resolution + 1)
+    stage = pipeline.open_stage(str(model), kind="base", resolution=24)
+    assert stage.sample_shape == (12, 12, 4)
+    assert json.loads((model / "unet" / "config.json").read_text())["sample_size"] == 8
