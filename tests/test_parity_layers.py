@@ -47,6 +47,7 @@ def test_attention_agrees(path, bias, rng, monkeypatch):
 @pytest.mark.parametrize("name", sorted(layers.ACTIVATIONS))
 def test_activations_agree(name):
     x = np.linspace(-6, 6, 101, dtype=np.float32)
-    theirs = ACT2FN[name] if name == "gelu_new" else get_activation(name)
+    of_transformers = name in ("gelu_new", "quick_gelu")
+    theirs = ACT2FN[name] if of_transformers else get_activation(name)
     expected = theirs(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(layers.activation(name)(jnp.asarray(x)), expected, atol=2e-6)
