@@ -38,6 +38,8 @@ def get_config(arg: str = "") -> config.ConfigDict:
     c.train.batch_size = 2  # one photo and one class image
     c.train.text_encoder = name.endswith("_text")
     c.optim.learning_rate = 2e-6 if c.train.text_encoder else 5e-6
+    if c.train.text_encoder:
+        c.optim.text_encoder_learning_rate = 1e-6  # it forgets sooner than the UNet learns
     c.sampler.name = "ddim"
     c.sampler.num_steps = 50
     c.sampler.guidance_scale = 7.5

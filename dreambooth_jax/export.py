@@ -11,6 +11,7 @@ import numpy as np
 from dreambooth_jax import __version__, pipeline, tree, weights
 from dreambooth_jax.pipeline import Stage
 
+_WORDS = "dreambooth.json"  # what the subject is called, beside model_index.json
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".msgpack")
 
 
@@ -69,6 +70,7 @@ def diffusers_folder(
     *,
     dtype: str,
     about: Mapping[str, Any],
+    words: Mapping[str, str] | None = None,
     tuned: bool = True,
 ) -> Path:
     """Writes `folder` in the layout of the base model it came from, with these weights in `dtype`.
@@ -76,6 +78,7 @@ def diffusers_folder(
     Args:
       params: flat weights with all leaves of the stage.
       about: lines of the model card, name → value (base model, prompts, steps, …).
+      words: what the subject is called (`identifier`, `class_noun`), for `words_in`.
       tuned: whether the weights are not the base's own; a learned variance is then fixed.
 
     Raises:
@@ -101,6 +104,8 @@ def diffusers_folder(
         for component, stem in stage.components.items():
             flat = tree.prefixed(params, component)
             weights.write(part / component, flat, dtype=dtype, stem=stem)
+        if words:
+            (part / _WORDS).write_text(json.dumps(dict(words), ensure_ascii=False) + "\n")
         (part / "README.md").write_text(_card(stage, about=about, fixed_variance=fixed))
         _verify(part, stage, params, dtype=dtype)
     except BaseException:
@@ -113,6 +118,12 @@ def diffusers_folder(
     part.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def words_in(folder: Path) -> dict[str, str] | None:
+    """What an exported folder calls its subject (`identifier`, `class_noun`), if it says so."""
+    file = folder / _WORDS
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def _verify(folder: Path, stage: Stage, params: Mapping[str, Any], *, dtype: str) -> None:

@@ -68,8 +68,12 @@ def sample_batch(
     *,
     stage: Stage,
     settings: Settings,
+    shards: int = 1,
 ) -> Array:
-    """Pictures `[B,H,W,3]` in [-1, 1] for table rows `[B]` and seeds `[B]`; pure, to be jitted."""
+    """Pictures `[B,H,W,3]` in [-1, 1] for table rows `[B]` and seeds `[B]`; pure, to be jitted.
+
+    shards: how many devices share the rows.
+    """
     keys = jax.vmap(lambda seed: rng.named(jax.random.key(seed), f"sample/{stage.kind}"))(seeds)
     shape = stage.sample_shape
     extra: dict[str, Any] = {}
@@ -110,7 +114,7 @@ def sample_batch(
         times=stage.schedule.times(settings.num_steps),
         threshold=guidance.THRESHOLDS[settings.threshold](stage.schedule),
     )
-    return jnp.clip(stage.decode(params, x0), -1.0, 1.0)
+    return jnp.clip(stage.decode(params, x0, shards=shards), -1.0, 1.0)
 
 
 class Sampler:
@@ -118,7 +122,8 @@ class Sampler:
 
     def __init__(self, stage: Stage, settings: Settings, *, mesh: Mesh):
         self.stage, self.settings, self.mesh = stage, settings, mesh
-        pure = functools.partial(sample_batch, stage=stage, settings=settings)
+        shards = sharding.row_shards(mesh)
+        pure = functools.partial(sample_batch, stage=stage, settings=settings, shards=shards)
         self._call = jax.jit(pure, out_shardings=sharding.rows(mesh))
 
     def batch(

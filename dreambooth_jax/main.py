@@ -27,7 +27,13 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder of the run; '' is runs/<name of the config>-<class noun>."
 )
-MODE = flags.DEFINE_enum("mode", "train", ["train"], "What to do.")
+MODES = {"train": experiment.run, "sample": experiment.sample, "export": experiment.export}
+MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    list(MODES),
+    "What to do: the whole run; draw sample.prompts, or export, with a run's checkpoints.",
+)
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "host:port of process 0, for a run on several hosts."
 )
@@ -41,9 +47,13 @@ flags.mark_flag_as_required("config")
 def default_workdir(config: configs.ConfigDict) -> Path:
     """`runs/<config>-<subject>`, so that another subject does not land in the same folder.
 
-    The subject is called by the name of its folder; the embedded one by its class noun.
+    The subject is called by the name of its folder; the embedded one by its class noun. With
+    `configs/of_run.py:FOLDER` it is that folder.
     """
-    name = Path(config_flags.get_config_filename(FLAGS["config"])).stem
+    path, _, arg = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+    name = Path(path).stem
+    if name == "of_run":
+        return Path(arg)
     images = config.subject.images
     subject = config.subject.class_noun if images == "embedded" else Path(images).name
     return Path("runs") / f"{name}-{subject}".replace(" ", "_")
@@ -91,7 +101,7 @@ def main(argv: list[str]) -> None:
     use_compile_cache(config.compile.cache_dir)
     try:
         folder = Path(WORKDIR.value) if WORKDIR.value else default_workdir(config)
-        report = experiment.run(config, folder)
+        made = MODES[MODE.value](config, folder)
     except Interrupted as interrupted:
         logging.warning("%s", interrupted)
         sys.exit(interrupted.exit_code)
@@ -100,7 +110,8 @@ def main(argv: list[str]) -> None:
             raise
         logging.error("%s", error)
         sys.exit(1)
-    logging.info("Done. The report: %s", report)
+    what = {"train": "report", "sample": "pictures", "export": "fine-tuned model"}[MODE.value]
+    logging.info("Done. The %s: %s", what, made)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ class OptimSettings(Protocol):
 
     name: str
     learning_rate: float
+    text_encoder_learning_rate: float | None
     warmup_steps: int
     schedule: str
     final_fraction: float
@@ -62,12 +63,30 @@ def lr_schedule(settings: OptimSettings, *, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
+def is_text(path: str) -> bool:
+    """Whether a parameter belongs to a text encoder."""
+    return path.startswith("text_encoder")
+
+
+def _slower_text(settings: OptimSettings) -> list[optax.GradientTransformation]:
+    """Text encoders at their own learning rate: every rule's update is proportional to it."""
+    own = settings.text_encoder_learning_rate
+    if own is None:
+        return []
+    ratio = own / settings.learning_rate
+
+    def scaled(updates: Flat, params: Any) -> Flat:
+        return {path: ratio * x if is_text(path) else x for path, x in updates.items()}
+
+    return [optax.stateless(scaled)]
+
+
 def make(settings: OptimSettings, *, num_steps: int) -> optax.GradientTransformation:
-    """Clipping to a global norm (0 = off), then the update rule."""
+    """Clipping to a global norm (0 = off), then the update rule, at one or two learning rates."""
+    clip = [optax.clip_by_global_norm(settings.grad_clip)] if settings.grad_clip else []
     rule = OPTIMIZERS[settings.name](lr_schedule(settings, num_steps=num_steps), settings)
-    if not settings.grad_clip:
-        return rule
-    return optax.chain(optax.clip_by_global_norm(settings.grad_clip), rule)
+    parts = [*clip, rule, *_slower_text(settings)]
+    return parts[0] if len(parts) == 1 else optax.chain(*parts)
 
 
 def average(ema: Flat, new: Flat, step: jax.Array, decay: float) -> Flat:

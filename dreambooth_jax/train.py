@@ -3,8 +3,8 @@
     loss_fn → train_step (pure) → compiled (jit with shardings, the state donated) → fit (the loop)
 
 A batch is small arrays: `mean` `[B,H,W,C]`, `prompt` int32 `[B]`, `is_prior` bool `[B]`; a latent
-model's adds `std` `[B,H,W,C]`, an upscaler's `low_res` `[B,h,w,C]`, a trained text encoder's the
-tokens (`pipeline.TOKENS`), int32 `[P,L]`.
+model's adds `std` `[B,H,W,C]`, SDXL's `sizes` `[B,6]`, an upscaler's `low_res` `[B,h,w,C]`, a
+trained text encoder's the tokens (`pipeline.TOKENS`), int32 `[P,L]`.
 """
 
 import dataclasses
@@ -115,6 +115,7 @@ def loss_fn(
         jax.tree.map(lambda x: x[rows["prompt"]], table),
         condition=rows.get("condition"),
         noise_level=rows.get("noise_level"),
+        sizes=rows.get("sizes"),
         remat=recipe.remat,
     )
     per_example = loss.denoising(
@@ -173,7 +174,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step; where loss or gradient is not finite, only the counters change."""
     rows: dict[str, Any] = draw(stage, recipe, batch, state.step)
-    rows |= {name: batch[name] for name in ("prompt", *TOKENS) if name in batch}
+    rows |= {name: batch[name] for name in ("prompt", "sizes", *TOKENS) if name in batch}
     rows["weights"] = loss.row_weights(batch["is_prior"], recipe.prior_loss_weight)
     value, parts, grads = gradients(
         state.trainable, frozen, rows, recipe=recipe, stage=stage, adapter=adapter

@@ -85,11 +85,20 @@ def nbytes(flat: Mapping[str, Any]) -> int:
     return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in flat.values())
 
 
+def digest(path: str, leaf: Any) -> str:
+    """SHA-256 over path, shape, dtype and bytes of one leaf."""
+    array = np.ascontiguousarray(leaf)
+    found = hashlib.sha256(f"{path} {np.shape(leaf)} {array.dtype}\n".encode())
+    found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def combined(digests: Mapping[str, str]) -> str:
+    """The `fingerprint` of leaves whose `digest`s these are."""
+    lines = "".join(f"{path} {digests[path]}\n" for path in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def fingerprint(flat: Mapping[str, Any]) -> str:
-    """A SHA-256 over paths, shapes, dtypes and bytes: equal exactly when the weights are equal."""
-    digest = hashlib.sha256()
-    for path in sorted(flat):
-        array = np.asarray(flat[path])
-        digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    """SHA-256 over paths, shapes, dtypes and bytes: equal exactly when the weights are equal."""
+    return combined({path: digest(path, leaf) for path, leaf in flat.items()})

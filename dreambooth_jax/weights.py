@@ -24,6 +24,7 @@ from dreambooth_jax import tree
 _LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _STEMS = ("diffusion_pytorch_model", "model")
+_VARIANT = re.compile(rf"(?:{'|'.join(_STEMS)})\.(\w+)(?:-\d+-of-\d+)?\.safetensors")
 # Keys that some files carry although they repeat another one or hold no parameter: each with a
 # key whose presence says that the file is of that kind.
 _REDUNDANT = {
@@ -49,7 +50,8 @@ def _usual(key: str, wanted: Mapping[str, str]) -> str:
     return _OLD_ATTENTION.sub(lambda found: f"{found[1]}.{_OLD_NAMES[found[2]]}.", key)
 
 
-def _turned(path: str, array: np.ndarray, *, to_file: bool) -> np.ndarray:
+def turned(path: str, array: np.ndarray, *, to_file: bool) -> np.ndarray:
+    """A kernel with its axes in the file's order, or back; other leaves as they are."""
     if not path.endswith("/kernel"):
         return array
     if array.ndim == 4:
@@ -78,14 +80,23 @@ def _files(folder: Path, variant: str | None) -> list[Path]:
     others = sorted(p.name for p in folder.glob("*.safetensors"))
     reason = f"no safetensors weights{f' of variant {variant!r}' if variant else ''} in {folder}."
     if others:
-        read_names = " or ".join(f"{stem}{middle}.safetensors" for stem in _STEMS)
-        reason += f" There is: {', '.join(others)}. Rename the file to read to {read_names}."
+        reason += f" There is: {', '.join(others)}."
+        variants = {found[1] for name in others if (found := _VARIANT.match(name))} - {variant}
+        if variants:
+            reason += f" Write --config.variant={sorted(variants)[0]} to read those."
+        elif variant:
+            reason += ' Write --config.variant="" to read the plain ones.'
+        else:
+            usual = " or ".join(f"{stem}{middle}.safetensors" for stem in _STEMS)
+            reason += f" Rename the file to read to {usual}."
     if pickled:
         reason += (
             f" {', '.join(pickled)} is a pickle, which can run code when opened, so it is not "
             "read. Convert it once: load it in PyTorch diffusers and call "
             "save_pretrained(folder, safe_serialization=True)."
         )
+    elif not others:
+        reason += " (Of a hub model only safetensors are downloaded: has it none?)"
     raise FileNotFoundError(reason)
 
 
@@ -134,11 +145,11 @@ def read(
                 array, shape = tensors.get_tensor(name), tuple(abstract[path].shape)
                 if key != name and array.ndim == 4:
                     array = array[:, :, 0, 0]
-                array = _turned(path, array, to_file=False)
+                array = turned(path, array, to_file=False)
                 if array.shape != shape:
                     wrong.append(f"{key}: found {array.shape}, expected {shape}")
                     continue
-                flat[path] = put(path, np.ascontiguousarray(array.astype(np.float32)))
+                flat[path] = put(path, np.ascontiguousarray(array.astype(np.float32, copy=False)))
     redundant = {key for key, same in _REDUNDANT.items() if same in wanted and key not in wanted}
     tree.check_keys(wanted, found - redundant, what=f"weights in {folder}")
     if wrong:
@@ -158,23 +169,38 @@ def write(folder: str | Path, flat: Mapping[str, Any], *, dtype: str, stem: str)
     Raises:
       ValueError: a value is not finite, or too large for `dtype`; nothing is written then.
     """
-    tensors = {}
-    for path, leaf in flat.items():
-        array = _turned(path, np.asarray(leaf), to_file=True)
-        with np.errstate(over="ignore"):
-            cast = np.ascontiguousarray(array.astype(_DTYPES[dtype]))
-        if not np.isfinite(cast.astype(np.float32)).all():
-            largest = float(np.abs(np.where(np.isfinite(array), array, 0)).max())
-            raise ValueError(
-                f"{path} does not fit {dtype} (largest finite value {largest:.3g}, the rest is not "
-                "finite or overflows). Export as 'float32' or 'bfloat16', or choose an earlier "
-                "checkpoint."
-            )
-        tensors[key_of(path)] = cast
-    file = Path(folder) / f"{stem}.safetensors"
+    tensors = {
+        key_of(path): cast(turned(path, np.asarray(leaf), to_file=True), dtype, name=path)
+        for path, leaf in flat.items()
+    }
+    return save(Path(folder) / f"{stem}.safetensors", tensors)
+
+
+def cast(array: np.ndarray, dtype: str, *, name: str) -> np.ndarray:
+    """A float32 array in the dtype of a file.
+
+    Raises:
+      ValueError: a value is not finite, or too large for `dtype`.
+    """
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(array.astype(_DTYPES[dtype]))
+    if not np.isfinite(found.astype(np.float32)).all():
+        largest = float(np.abs(np.where(np.isfinite(array), array, 0)).max())
+        raise ValueError(
+            f"{name} does not fit {dtype} (largest finite value {largest:.3g}, the rest is not "
+            "finite or overflows). Export as 'float32' or 'bfloat16', or choose an earlier "
+            "checkpoint."
+        )
+    return found
+
+
+def save(
+    file: Path, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Writes a safetensors file, and its folder where there is none."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     mode = file.stat().st_mode  # as the umask has it; save_file leaves a file for its owner alone
-    save_file(tensors, str(file), metadata={"format": "pt"})
+    save_file(dict(tensors), str(file), metadata={"format": "pt", **(metadata or {})})
     file.chmod(mode)
     return file

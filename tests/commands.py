@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,15 @@ def config(stages: Mapping[str, Path | str], /, **changed: Any) -> ConfigDict:
 
 
 def run_here(c: ConfigDict, folder: Path) -> Path:
-    """`experiment.run` on the 8 devices of the tests; XLA compiles in half the time."""
+    """`experiment.run` on the 8 devices of the tests."""
+    return here(experiment.run, c, folder)
+
+
+def here(mode: Callable[[ConfigDict, Path], Path], c: ConfigDict, folder: Path) -> Path:
+    """A mode of the main command on the 8 devices; XLA compiles in half the time."""
     jax.config.update("jax_disable_most_optimizations", True)
     try:
-        return experiment.run(c, folder)
+        return mode(c, folder)
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
 

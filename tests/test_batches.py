@@ -133,3 +133,25 @@ def test_mirrored_pictures_come_after_the_others():
             mirrored = whole[3:, row, column]
             np.testing.assert_array_equal(mirrored, half[:, row, half.shape[2] - 1 - column])
     assert Pictures(pixels).with_mirrored().low_res is None
+
+
+def test_a_mirrored_crop_was_cut_from_the_other_side():
+    # A photo of 20 × 50 at 10 pixels is 10 × 25: columns 3 to 12, or 12 to 21 of the mirror image.
+    pixels = np.zeros((2, 10, 10, 3), np.float32)
+    sizes = np.array([[20, 50, 0, 3, 10, 10], [50, 20, 4, 0, 10, 10]], np.float32)
+    both = Pictures(pixels, sizes=sizes).with_mirrored()
+    np.testing.assert_array_equal(both.sizes[:2], sizes)
+    np.testing.assert_array_equal(both.sizes[2:], [[20, 50, 0, 12, 10, 10], [50, 20, 4, 0, 10, 10]])
+
+
+def test_sizes_and_spread_stay_beside_their_picture():
+    given = pictures(5, SUBJECT)
+    told = np.arange(30, dtype=np.float32).reshape(5, 6)
+    spread = np.broadcast_to(told[:, :1, None, None], (5, 4, 4, 3))
+    photos = Pictures(given.mean, std=spread, sizes=told)
+    batches = SubjectBatches(photos, None, 3, 0.0, INSTANCE_ROW, CLASS_ROW, 0)
+    for step in range(4):
+        batch = batches.batch(step)
+        rows = shown(batch)
+        np.testing.assert_array_equal(batch["sizes"], told[rows])
+        assert batch["std"][:, 0, 0, 0].tolist() == [6.0 * row for row in rows]

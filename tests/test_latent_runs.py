@@ -1,12 +1,14 @@
 """The main command on Stable Diffusion 1, 2 and XL, small: from photos to an export like theirs."""
 
 import json
+import shutil
 
 import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from dreambooth_jax import generate, pipeline, sharding
 
@@ -39,7 +41,13 @@ def test_the_main_command(variant, tmp_path):
     model = latents.make(tmp_path / "model", variant)
     # The text encoders of one variant learn too.
     c = commands.config(
-        {"base": model, "upscaler": ""}, **SHORT, train__text_encoder=variant == "sdxl"
+        {"base": model, "upscaler": ""},
+        **SHORT,
+        train__text_encoder=variant == "sdxl",
+        optim__text_encoder_learning_rate=3e-4 if variant == "sdxl" else None,
+        subject__crops=2,
+        subject__flip=True,
+        export__single_file=True,
     )
     report = commands.run_here(c, tmp_path / "run")
     assert report.is_file()
@@ -47,7 +55,22 @@ def test_the_main_command(variant, tmp_path):
     assert all(np.isfinite(line["base/loss"]) for line in lines)
     assert len(list((tmp_path / "run" / "prior").glob("*.png"))) == 2
 
+    # Resumed from step 2 it ends with the same weights, bit for bit.
+    single = tmp_path / "run" / "export" / "zib_bird.safetensors"
+    last = commands.contents(tmp_path / "run" / "export")
+    (tmp_path / "run" / "report.html").unlink()
+    shutil.rmtree(tmp_path / "run" / "export")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "base" / "3")
+    commands.run_here(c, tmp_path / "run")
+    again = commands.contents(tmp_path / "run" / "export")
+    assert again.keys() == last.keys()
+    assert single.is_file()
+    for name, data in again.items():
+        assert data == last[name] or name == single.name, name  # that one bears a date
+    assert load_file(single).keys() > set()
+
     before, after = commands.weights(model), commands.weights(tmp_path / "run" / "export")
+    after = {name: leaf for name, leaf in after.items() if not name.startswith(single.name)}
     prefix = "text_encoder/model.safetensors: "  # transformers 5 writes it without "text_model."
     before = {
         f"{prefix}text_model.{key.removeprefix(prefix)}"

@@ -115,3 +115,33 @@ def test_the_average_forgets_fast_at_first_and_with_its_decay_later(step, expect
     zero, one = {"a": jnp.zeros(2)}, {"a": jnp.ones(2)}
     found = optim.average(zero, one, jnp.int32(step), 0.9)
     np.testing.assert_allclose(found["a"], [expected] * 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_text_encoders_move_at_their_own_rate(name):
+    """As if each part had been trained alone with its learning rate; decay included."""
+    params = {
+        "text_encoder/a": jnp.array([[1.0, -2.0]]),
+        "text_encoder_2/b": jnp.array([3.0]),
+        "unet/text_encoder/c": jnp.array([4.0, 5.0]),
+    }
+    grads = {path: 0.3 * leaf for path, leaf in params.items()}
+    both = {"weight_decay": 0.1, "warmup_steps": 2, "schedule": "cosine"}
+    found = moved(
+        optimizer(name, learning_rate=0.1, text_encoder_learning_rate=0.02, **both),
+        grads,
+        params,
+        steps=4,
+    )
+    slow = moved(optimizer(name, learning_rate=0.02, **both), grads, params, steps=4)
+    fast = moved(optimizer(name, learning_rate=0.1, **both), grads, params, steps=4)
+    np.testing.assert_allclose(found["unet/text_encoder/c"], fast["unet/text_encoder/c"], rtol=1e-6)
+    # One step is the same to rounding; later ones start from where the earlier led.
+    first = moved(
+        optimizer(name, learning_rate=0.1, text_encoder_learning_rate=0.02), grads, params
+    )
+    alone = moved(optimizer(name, learning_rate=0.02), grads, params)
+    for path in ("text_encoder/a", "text_encoder_2/b"):
+        np.testing.assert_allclose(first[path], alone[path], rtol=1e-6)
+        np.testing.assert_allclose(found[path], slow[path], rtol=1e-3)
+        assert not np.allclose(found[path], fast[path], rtol=1e-3)

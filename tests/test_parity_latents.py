@@ -114,7 +114,7 @@ def test_the_network_and_its_gradient(ours, theirs, variant):
     largest = max(np.abs(grad).max() for grad in theirs_by_key.values())
     for path, grad in grads.items():
         key = weights.key_of(path.removeprefix("unet/"))
-        turned = weights._turned(path, np.asarray(grad), to_file=True)
+        turned = weights.turned(path, np.asarray(grad), to_file=True)
         assert np.abs(turned - theirs_by_key[key]).max() <= 1e-4 * largest, path
 
 
@@ -192,6 +192,27 @@ def test_old_names_of_the_autoencoder_are_read(ours, folder, variant, tmp_path):
     found = weights.read(tmp_path, stage.networks["vae"].abstract)
     for path, leaf in found.items():
         assert np.array_equal(leaf, flat[f"vae/{path}"])
+
+
+def test_large_pictures_are_decoded_one_by_one_on_each_device(ours, variant, monkeypatch):
+    stage, flat = ours
+    vae = tree.split(flat, lambda path: path.startswith("vae/"))[0]
+    x0 = np.random.default_rng(3).normal(size=(8, *stage.sample_shape)).astype(np.float32)
+    expected = jit(stage.decode)(vae, x0)
+    sizes = []
+
+    def traced(shards):
+        def decode(params, x):
+            text = str(jax.make_jaxpr(partial(stage.decode, shards=shards))(params, x))
+            sizes.append("scan" in text)
+            return stage.decode(params, x, shards=shards)
+
+        return jit(decode)(vae, x0)
+
+    monkeypatch.setattr(pipeline.stage, "_LARGE", 16)
+    for shards in (1, 4, 8):
+        np.testing.assert_allclose(traced(shards), expected, atol=1e-5)
+    assert sizes == [True, True, False]  # with a row for each device there are no turns to take
 
 
 # Published numbers of parameters, and the published configurations that have them.

@@ -64,7 +64,7 @@ def test_nonsense_is_answered_with_what_could_be_written(name, monkeypatch):
     assert repr(name) in str(error.value) and "owner/name" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["nobody-at-all/no-model", "a b/c", "--x/y.."])
+@pytest.mark.parametrize("name", ["nobody-at-all/no-model", "a b/c", "--x/y..", "a/b@v1"])
 def test_a_hub_that_gives_nothing_is_reported_in_one_line(name):
     with pytest.raises(FileNotFoundError, match="model hub gave none") as error:
         pipeline.locate(name, kind="base")
@@ -85,7 +85,7 @@ def test_a_hub_id_brings_what_is_read_and_no_pickle(copied, monkeypatch):
 
     asked = {}
 
-    def download(repo, *, allow_patterns):
+    def download(repo, *, allow_patterns, **how):
         asked[repo] = allow_patterns
         return str(copied)
 

@@ -217,3 +217,19 @@ def test_real_photos_at_the_sizes_of_a_cascade(shared_data: Path) -> None:
     distance = np.abs(blocks[:, None] - result.pixels[16][None].astype(float)).mean((2, 3, 4))
     assert (distance.argmin(axis=1) == np.arange(8)).all()
     assert np.diagonal(distance).max() < 6
+
+
+def test_sizes_tell_where_each_row_was_cut_from(folder: Path) -> None:
+    """For a model that is told: read off pictures whose pixels say where they are."""
+    # 24 pixels of photos 5 times as high: row r of a scaled photo is row 5 r of the photo.
+    result = owl(folder, sizes=[24], crops=4)
+    told = result.sizes(24)
+    assert told.shape == (12, 6)
+    assert (told[:, :2] == [HEIGHT, WIDTH]).all()
+    assert (told[:, 4:] == 24).all()
+    for row, window in enumerate(result.windows):
+        shown = result.pixels[24][row, 12, 12, :2]  # the row and column of the photo in the middle
+        at = (told[row, 2:4] + 12.5) * HEIGHT / 24 / window.zoom
+        assert shown == pytest.approx(at, abs=5)  # one pixel of 24, which stands for 5
+    assert (told[::4, 2] == 0).all()  # the centre crop of a wide photo
+    assert (told[::4, 3] == 8).all()  # 40 columns of 200 are 8 of 40

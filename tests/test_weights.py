@@ -158,7 +158,10 @@ def test_an_absent_variant_says_what_there_is(tmp_path, tensors):
     save(tmp_path, tensors, "model.fp16.safetensors")
     with pytest.raises(FileNotFoundError, match=r"There is: model\.fp16\.safetensors") as error:
         weights.read(tmp_path, ABSTRACT)
-    assert "Rename" in str(error.value)
+    assert "--config.variant=fp16" in str(error.value)
+    (tmp_path / "model.fp16.safetensors").rename(tmp_path / "other.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"Rename the file to read to diffusion_pytorch"):
+        weights.read(tmp_path, ABSTRACT)
     with pytest.raises(FileNotFoundError, match="variant 'bf16'"):
         weights.read(tmp_path, ABSTRACT, variant="bf16")
 

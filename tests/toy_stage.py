@@ -76,6 +76,7 @@ def batch(subject: int, prior: int, *, seed: int = 0, size: int = SIZE) -> dict[
 def optimizer(name: str = "adamw", **changed: Any) -> Any:
     """Settings of the optimizer; `sgd` and no clipping make a step plain gradient descent."""
     settings = {
+        "text_encoder_learning_rate": None,
         "learning_rate": 0.1,
         "warmup_steps": 0,
         "schedule": "constant",

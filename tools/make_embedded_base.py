@@ -228,6 +228,7 @@ def main() -> None:
         {
             "name": "adamw",
             "learning_rate": made["learning_rate"],
+            "text_encoder_learning_rate": None,
             "warmup_steps": 200,
             "schedule": "cosine",
             "final_fraction": 0.05,

@@ -125,7 +125,9 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(error) from error
 
-    def restore(self, like: Any, *, partial: bool = False) -> tuple[Any, int] | None:
+    def restore(
+        self, like: Any, *, partial: bool = False, step: int | None = None
+    ) -> tuple[Any, int] | None:
         """The newest intact checkpoint as `(state, step)`; None when the folder holds none at all.
 
         A damaged step is refused with a warning that names the step and the leaf or file; the one
@@ -135,25 +137,31 @@ class Checkpoints:
           like: a pytree of arrays or `jax.ShapeDtypeStruct`; leaves come back in its structure and
             shardings (default: the first device), whatever devices they were saved from.
           partial: `like` may be a part of what was saved (the weights without the optimizer).
+          step: this one and no other.
 
         Raises:
-          CheckpointError: there are checkpoints but none is intact, or the settings differ.
+          CheckpointError: there are checkpoints but none is intact, or the settings differ, or
+            there is none of `step`.
           ValueError: the leaves saved and those of `like` differ in name, shape or dtype.
         """
         self.close()  # the next save starts from what is on disk then
         self._refused = {}
         wanted = {name: _abstract(leaf) for name, leaf in manifest.named(like).items()}
-        for step in reversed(self._committed()):
+        committed = self._committed()
+        if step is not None and step not in committed:
+            there = ", ".join(map(str, committed)) or "none at all"
+            raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; has: {there}.")
+        for found in reversed(committed if step is None else [step]):
             try:
-                leaves = self._read(step, wanted, partial=partial)
+                leaves = self._read(found, wanted, partial=partial)
             except Damaged as damage:
-                self._refused[step] = str(damage)
-                logging.warning("REFUSED checkpoint %s: %s", self.folder / str(step), damage)
+                self._refused[found] = str(damage)
+                logging.warning("REFUSED checkpoint %s: %s", self.folder / str(found), damage)
                 continue
-            logging.info("Restored checkpoint %s", self.folder / str(step))
-            return jax.tree.unflatten(jax.tree.structure(like), leaves), step
+            logging.info("Restored checkpoint %s", self.folder / str(found))
+            return jax.tree.unflatten(jax.tree.structure(like), leaves), found
         if self._refused:
-            reasons = "".join(f"\n  {step}: {reason}" for step, reason in self._refused.items())
+            reasons = "".join(f"\n  {number}: {why}" for number, why in self._refused.items())
             raise CheckpointError(
                 f"none of the checkpoints in {self.folder} is intact:{reasons}\n"
                 "To start over, move that folder away or choose another workdir."

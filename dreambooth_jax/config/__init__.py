@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from dreambooth_jax.config.base import (
     CHOICES,
     RANGES,
+    RESTORE_KEYS,
     RESULT_FREE_KEYS,
     STAGE_KEYS,
     base_config,
@@ -15,6 +16,8 @@ from dreambooth_jax.config.command_line import parse_flags
 from dreambooth_jax.config.derived import (
     for_stage,
     from_json,
+    of_run,
+    restore_conflicts,
     resume_conflicts,
     to_json,
     trainable_rules,
@@ -24,6 +27,7 @@ from dreambooth_jax.config.derived import (
 __all__ = [
     "CHOICES",
     "RANGES",
+    "RESTORE_KEYS",
     "RESULT_FREE_KEYS",
     "STAGE_KEYS",
     "ConfigDict",
@@ -33,7 +37,9 @@ __all__ = [
     "flatten",
     "for_stage",
     "from_json",
+    "of_run",
     "parse_flags",
+    "restore_conflicts",
     "resume_conflicts",
     "suggest",
     "to_json",

@@ -19,10 +19,15 @@ def base_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of everything random: initial noise, time steps, rows drawn, class images
     c.dtype = "float32"  # in which networks compute; trained parameters are float32 anyway
-    c.base_model = "embedded"  # "embedded", a diffusers folder, or a hub id
+    c.base_model = "embedded"  # "embedded", a diffusers folder, or a hub id, owner/name[@revision]
     c.upscaler_model = "embedded"  # second stage of a cascade: the same choices, or "" for none
+    c.variant = ""  # of the weight files, "fp16" for ….fp16.safetensors; "" is the plain ones
     c.resolution = config_dict.placeholder(int)  # pixels along a side; None is the model's own
     c.stages = ("base", "upscaler")  # what is fine-tuned, in this order
+
+    c.hub = ConfigDict()  # where models with a hub id come from
+    c.hub.cache_dir = ""  # folder of what was downloaded; "" is as HF_HOME says
+    c.hub.offline = False  # take what is downloaded already, ask nobody
 
     c.subject = ConfigDict()
     c.subject.images = "embedded"  # folder with 3-5 photos of the subject, or "embedded"
@@ -66,6 +71,7 @@ def base_config() -> ConfigDict:
     c.optim = ConfigDict()
     c.optim.name = "adamw"  # "adamw", "adafactor", "lion", "sgd"
     c.optim.learning_rate = 1e-5  # the peak; the paper's for Imagen (5e-6 for Stable Diffusion)
+    c.optim.text_encoder_learning_rate = config_dict.placeholder(float)  # None: the same
     c.optim.warmup_steps = 0  # optimizer steps of linear rise from 0
     c.optim.schedule = "constant"  # after the warm-up: "constant", "cosine", "linear"
     c.optim.final_fraction = 0.0  # of the peak, reached by "cosine" and "linear" at the last step
@@ -97,6 +103,10 @@ def base_config() -> ConfigDict:
     c.sample.num_images = 2  # per prompt
     c.sample.batch_size = 16  # images per sampler call, all devices together
 
+    c.restore = ConfigDict()  # checkpoints that --mode=sample and --mode=export take
+    c.restore.base = config_dict.placeholder(int)  # step; None is the newest, 0 the untouched model
+    c.restore.upscaler = config_dict.placeholder(int)  # the same for the second stage
+
     c.mesh = ConfigDict()  # devices along each axis; their product is the number of devices
     c.mesh.data = -1  # rows of a batch are split; -1 takes all devices that the others leave
     c.mesh.fsdp = 1  # rows are split, and parameters and optimizer state as well
@@ -111,6 +121,7 @@ def base_config() -> ConfigDict:
     c.compile.cache_dir = ""  # compiled programs; "" is the user's cache folder, "off" is none
     c.export = ConfigDict()
     c.export.dtype = "float16"  # of the exported weights: "float16", "bfloat16", "float32"
+    c.export.single_file = False  # Stable Diffusion: one file for A1111 and ComfyUI as well
     return c.lock()
 
 
@@ -158,8 +169,14 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "sampler.guidance_scale",
         "sampler.upscaler_guidance_scale",
         "sharding.min_bytes",
+        "restore.base",
+        "restore.upscaler",
     ),
-    "(0, inf)": ("optim.learning_rate", "upscaler.learning_rate"),
+    "(0, inf)": (
+        "optim.learning_rate",
+        "optim.text_encoder_learning_rate",
+        "upscaler.learning_rate",
+    ),
     "(0, 1)": ("train.prior_fraction",),
     "[0, 1)": ("train.ema_decay", "optim.b1", "optim.b2"),
     "[0, 1]": ("optim.final_fraction",),
@@ -187,6 +204,18 @@ RESULT_FREE_KEYS = (
     "log.*",
     "compile.*",
     "export.*",
+    "hub.*",
+    "restore.*",
+)
+# Without which a checkpoint cannot be read, or a prompt not be put together, by the other modes.
+RESTORE_KEYS = (
+    "seed",
+    "stages",
+    "subject.class_noun",
+    "subject.identifier",
+    "adapt.*",
+    "train.text_encoder",
+    "train.ema_decay",
 )
 
 

@@ -2,12 +2,19 @@
 
 import fnmatch
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dreambooth_jax.config.base import RESULT_FREE_KEYS, STAGE_KEYS, base_config, flatten
+from dreambooth_jax.config.base import (
+    RESTORE_KEYS,
+    RESULT_FREE_KEYS,
+    STAGE_KEYS,
+    base_config,
+    flatten,
+)
 from dreambooth_jax.config.checks import ConfigError, check, raise_all, suggest
 
 
@@ -69,13 +76,38 @@ def from_json(text: str) -> ConfigDict:
 
 def resume_conflicts(saved: ConfigDict, now: ConfigDict) -> list[str]:
     """One line for each setting that differs and would change the result of a continued run."""
+    return [line for key, line in _differences(saved, now) if not _matches(key, RESULT_FREE_KEYS)]
+
+
+def restore_conflicts(saved: ConfigDict, now: ConfigDict) -> list[str]:
+    """One line for each setting that differs and without which checkpoints make no sense."""
+    return [line for key, line in _differences(saved, now) if _matches(key, RESTORE_KEYS)]
+
+
+def _differences(saved: ConfigDict, now: ConfigDict) -> Iterator[tuple[str, str]]:
     before, after = flatten(saved), flatten(now)
-    return [
-        f"{key}: the run was started with {before.get(key)!r}, now it is {after.get(key)!r}"
-        for key in before | after
-        if before.get(key) != after.get(key)
-        and not any(fnmatch.fnmatchcase(key, pattern) for pattern in RESULT_FREE_KEYS)
-    ]
+    for key in before | after:
+        old, new = before.get(key), after.get(key)
+        if old != new:
+            yield key, f"{key}: the run was started with {old!r}, now it is {new!r}"
+
+
+def _matches(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def of_run(folder: str) -> ConfigDict:
+    """The settings that the run in `folder` was started with last.
+
+    Raises:
+      ConfigError: there is no run in it.
+    """
+    file = Path(folder).expanduser() / "config.json"
+    if not folder or not file.is_file():
+        raise ConfigError(
+            f"no run in {folder!r}: {file} is not there. Write --config=configs/of_run.py:WORKDIR."
+        )
+    return from_json(file.read_text())
 
 
 def _tuples(value: Any) -> Any:

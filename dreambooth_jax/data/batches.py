@@ -13,11 +13,13 @@ class Pictures:
 
     mean: pixels in [-1, 1], or the mean of their latents; std: these latents' standard deviation.
     low_res: an upscaler's low-res pictures `[N,h,w,C]`.
+    sizes: `[N,6]`, where each was cut from, for models that are told (`Subject.sizes`).
     """
 
     mean: np.ndarray
     low_res: np.ndarray | None = None
     std: np.ndarray | None = None
+    sizes: np.ndarray | None = None
 
     def with_mirrored(self) -> "Pictures":
         """These pictures, then the same mirrored left to right (pixels alone: no latents)."""
@@ -26,7 +28,15 @@ class Pictures:
             return np.concatenate([x, x[:, :, ::-1]])
 
         low_res = None if self.low_res is None else doubled(self.low_res)
-        return Pictures(doubled(self.mean), low_res)
+        sizes = self.sizes
+        if sizes is not None:
+            # What lay right of the window lies left of it now.
+            height, width, _, left, _, side = sizes.T
+            other = sizes.copy()
+            other[:, 3] = np.maximum(np.round(width * side / np.minimum(height, width)), side)
+            other[:, 3] = np.maximum(other[:, 3] - side - left, 0)
+            sizes = np.concatenate([sizes, other])
+        return Pictures(doubled(self.mean), low_res, sizes=sizes)
 
 
 def split_rows(batch_size: int, *, prior_fraction: float) -> tuple[int, int]:
@@ -66,7 +76,7 @@ class SubjectBatches:
         """The rows of one step, all of the subject first.
 
         `mean` `[B,H,W,C]`, `prompt` `[B]`, `is_prior` `[B]`; for an upscaler `low_res` `[B,h,w,C]`,
-        for a latent model `std` `[B,H,W,C]`.
+        for a latent model `std` `[B,H,W,C]`, for SDXL `sizes` `[B,6]`.
         """
         fraction = 0 if self.prior is None else self.prior_fraction
         counts = split_rows(self.batch_size, prior_fraction=fraction)
@@ -79,7 +89,7 @@ class SubjectBatches:
             "prompt": np.where(is_prior, self.class_row, self.instance_row).astype(np.int32),
             "is_prior": is_prior,
         }
-        for name in ("low_res", "std"):
+        for name in ("low_res", "std", "sizes"):
             found = [getattr(kind, name) for kind, _ in kinds]
             if all(array is not None for array in found):
                 parts = [array[rows] for array, (_, rows) in zip(found, kinds, strict=True)]

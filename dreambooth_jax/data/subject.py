@@ -34,7 +34,22 @@ class Window(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class Words:
+    """What the subject is called, and the two prompts that name it and its class."""
+
+    identifier: str
+    class_noun: str
+    instance_prompt: str
+    class_prompt: str
+
+    @classmethod
+    def of(cls, *, identifier: str, class_noun: str) -> "Words":
+        """The words with the prompts that follow from them (`prompts`)."""
+        return cls(identifier, class_noun, *prompts(identifier=identifier, class_noun=class_noun))
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject(Words):
     """N photos with K crops each: `pixels[size]` is uint8 [N·K, size, size, 3], row n·K + k.
 
     Row i shows `windows[i]` at every size, so a cascade gets pairs; k = 0 is the centre crop.
@@ -43,11 +58,22 @@ class Subject:
     photos: tuple[str, ...]
     pixels: dict[int, np.ndarray]
     windows: tuple[Window, ...]
-    identifier: str
-    class_noun: str
-    instance_prompt: str
-    class_prompt: str
     audit: Audit
+
+    def sizes(self, size: int) -> np.ndarray:
+        """Of each row of `pixels[size]` what `Stage.whole` is of a whole picture: float32 [N·K, 6].
+
+        Height and width of the photo; rows and columns cropped off at the top and at the left once
+        the photo is scaled; height and width of the row.
+        """
+        photos = {photo.path.name: photo for photo in self.audit.kept}
+        told = []
+        for window in self.windows:
+            height, width = photos[window.photo].height, photos[window.photo].width
+            scale = window.zoom * size / min(height, width)
+            top, left = window.fy * (height * scale - size), window.fx * (width * scale - size)
+            told.append([height, width, round(top), round(left), size, size])
+        return np.array(told, np.float32)
 
 
 def read(

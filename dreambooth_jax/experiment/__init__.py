@@ -10,11 +10,15 @@ from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from dreambooth_jax import export, sharding, train
-from dreambooth_jax.experiment import setup, summary, tuning
+from dreambooth_jax import config as configs
+from dreambooth_jax import train
+from dreambooth_jax.experiment import delivery, setup, summary, tuning
+from dreambooth_jax.experiment.modes import export, sample
 from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.signals import GracefulStop
+
+__all__ = ["export", "run", "sample"]
 
 
 def run(config: ConfigDict, folder: Path) -> Path:
@@ -38,6 +42,7 @@ def run(config: ConfigDict, folder: Path) -> Path:
         photos = setup.audit(config, stages)
         # Weights on the mesh, fingerprints.
         model = setup.load(config, stages)
+        delivery.check(config, model)
         # Pictures at each stage's size, identifier, prompts.
         subject = setup.subject(config, model, photos)
         # The jitted cascade, and all prompts encoded once.
@@ -52,18 +57,8 @@ def run(config: ConfigDict, folder: Path) -> Path:
 
         train.leave_if_asked(stop, "the training is finished and saved")
         painter.grid(model.weights, "after")
-        for kind in model.kinds:
-            train.leave_if_asked(stop, "the training is finished and saved")
-            host = {path: sharding.fetch(leaf) for path, leaf in model.weights[kind].items()}
-            if jax.process_index() == 0:
-                export.diffusers_folder(
-                    stages[kind],
-                    host,
-                    workdir.export / kind if len(model.kinds) > 1 else workdir.export,
-                    dtype=config.export.dtype,
-                    about=summary.model_card(config, subject, kind),
-                    tuned=kind in config.stages,
-                )
+        steps = {kind: configs.for_stage(config, kind).train.num_steps for kind in config.stages}
+        delivery.deliver(config, model, subject, workdir, stop, steps=steps)
         if jax.process_index() == 0:
             summary.write(config, workdir, model, subject, prior)
         if jax.process_count() > 1:  # nobody leaves before all files are there

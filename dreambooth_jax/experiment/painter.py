@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from ml_collections import ConfigDict
 from PIL import Image, PngImagePlugin
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import generate, rng, sharding, tree
-from dreambooth_jax.data.subject import Subject
+from dreambooth_jax import generate, report, rng, sharding, tree
+from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.model import Model, compute_dtype
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.pipeline import Stage
@@ -21,7 +22,7 @@ from dreambooth_jax.pipeline import Stage
 Weights = Mapping[str, tree.Flat]
 
 
-def prompts_of(config: ConfigDict, subject: Subject) -> tuple[str, ...]:
+def prompts_of(config: ConfigDict, subject: Words) -> tuple[str, ...]:
     """The prompts of the grid, with the subject's words put in, each once."""
     words = {
         "subject": f"{subject.identifier} {subject.class_noun}",
@@ -36,7 +37,7 @@ def prompts_of(config: ConfigDict, subject: Subject) -> tuple[str, ...]:
 class Painter:
     """The jitted samplers of all stages, with every prompt of the run encoded once."""
 
-    def __init__(self, config: ConfigDict, model: Model, subject: Subject, workdir: Workdir):
+    def __init__(self, config: ConfigDict, model: Model, subject: Words, workdir: Workdir):
         self.config, self.model, self.subject, self.workdir = config, model, subject, workdir
         self.prompts = prompts_of(config, subject)
         self.settings = {kind: _settings(config, kind) for kind in model.kinds}
@@ -104,6 +105,23 @@ class Painter:
         prompts = [prompt] * len(seeds)
         return self.draw(weights, prompts, seeds, batch_size=self.block, label="class images")
 
+    def drawn(self, weights: Weights, label: str) -> Path:
+        """Draws every prompt into a folder of its own, with `grid.png` of all; returns the folder.
+
+        Its name depends on the weights (`label`), prompts, seeds and samplers: nothing that was
+        drawn before is replaced, and the same again is there already.
+        """
+        wanted = grid_of(self.config, self.subject)
+        settings = {kind: dataclasses.asdict(s) for kind, s in self.settings.items()}
+        of = json.dumps([wanted, settings, self.model.fingerprints, self.config.dtype])
+        name = f"{label}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
+        self.grid(weights, name)
+        folder = self.workdir.samples / name
+        if jax.process_index() == 0:
+            page = report.sheet(read_grid(folder, wanted))
+            save_png(folder / "grid.png", page, about={"weights": label, "samplers": settings})
+        return folder
+
     def grid(self, weights: Weights, label: str) -> None:
         """Draws every prompt with fixed seeds into `samples/<label>/`, unless they are there."""
         wanted = grid_of(self.config, self.subject)
@@ -123,7 +141,7 @@ class Painter:
                 save_png(folder / name, picture, about=about)
 
 
-def grid_of(config: ConfigDict, subject: Subject) -> list[tuple[str, str, int]]:
+def grid_of(config: ConfigDict, subject: Words) -> list[tuple[str, str, int]]:
     """(file name, prompt, seed) of every picture of the grid, prompt by prompt."""
     count = config.sample.num_images
     return [

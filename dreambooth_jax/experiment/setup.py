@@ -9,16 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import pipeline, sharding, train, tree
+from dreambooth_jax import export, pipeline, sharding, train, tree
 from dreambooth_jax.data import audit as photo_audit
 from dreambooth_jax.data import prior as class_images
 from dreambooth_jax.data import subject as subjects
 from dreambooth_jax.data.audit import Audit
 from dreambooth_jax.data.prior import Prior
-from dreambooth_jax.data.subject import Subject
+from dreambooth_jax.data.subject import Subject, Words
 from dreambooth_jax.experiment.model import Model
 from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.workdir import Workdir
@@ -34,8 +35,15 @@ def open_stages(config: ConfigDict) -> dict[str, Stage]:
       FileNotFoundError, ValueError: which file or value is missing or not supported, or that the
         stages do not fit together.
     """
+    reading = {
+        "variant": config.variant or None,
+        "cache_dir": config.hub.cache_dir or None,
+        "offline": config.hub.offline,
+    }
     stages = {
-        "base": pipeline.open_stage(config.base_model, kind="base", resolution=config.resolution)
+        "base": pipeline.open_stage(
+            config.base_model, kind="base", resolution=config.resolution, **reading
+        )
     }
     if config.upscaler_model and stages["base"].latents:
         raise ValueError(
@@ -44,7 +52,7 @@ def open_stages(config: ConfigDict) -> dict[str, Stage]:
             "--config.stages=\"('base',)\"."
         )
     if config.upscaler_model:
-        stages["upscaler"] = pipeline.open_stage(config.upscaler_model, kind="upscaler")
+        stages["upscaler"] = pipeline.open_stage(config.upscaler_model, kind="upscaler", **reading)
         small, large = stages["base"].size, stages["upscaler"].size
         if large <= small:
             raise ValueError(
@@ -73,39 +81,67 @@ def audit(config: ConfigDict, stages: Mapping[str, Stage]) -> Audit:
 
 
 def load(config: ConfigDict, stages: Mapping[str, Stage]) -> Model:
-    """Reads the weights; logs where each kind of leaf went."""
+    """Reads the weights, each leaf straight to its place; logs where each kind of leaf went."""
     sizes = config.mesh
     mesh = sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)
+    starts = "" if config.train.text_encoder else ("unet/", "vae/")
     weights, fingerprints = {}, {}
     for kind, stage in stages.items():
-        flat = pipeline.read_weights(stage)
-        fingerprints[kind] = tree.fingerprint(flat)
         by_path = sharding.shardings(
-            flat, rules=config.sharding.rules, mesh=mesh, min_bytes=config.sharding.min_bytes
+            stage.abstract,
+            rules=config.sharding.rules,
+            mesh=mesh,
+            min_bytes=config.sharding.min_bytes,
         )
-        logging.info("%s: where its weights are\n%s", kind, sharding.table(flat, by_path))
-        starts = "" if config.train.text_encoder else ("unet/", "vae/")
-        weights[kind] = {
-            path: sharding.put(leaf, by_path[path]) if path.startswith(starts) else leaf
-            for path, leaf in flat.items()
-        }
+        logging.info("%s: where its weights go\n%s", kind, sharding.table(stage.abstract, by_path))
+        weights[kind], fingerprints[kind] = load_stage(stage, by_path, starts)
     return Model(stages, weights, fingerprints, mesh)
 
 
-def subject(config: ConfigDict, model: Model, photos: Audit) -> Subject:
-    """The subject's pictures at the size of every stage, with its identifier chosen."""
+def load_stage(
+    stage: Stage, by_path: Mapping[str, NamedSharding], starts: str | tuple[str, ...] = ""
+) -> tuple[tree.Flat, str]:
+    """The weights of a stage and their fingerprint.
+
+    A leaf whose path starts so goes onto its sharding as soon as it is read, so that the host never
+    holds two of all; the others stay there.
+    """
+    digests = {}
+
+    def place(path: str, leaf: np.ndarray) -> Any:
+        digests[path] = tree.digest(path, leaf)
+        return sharding.put(leaf, by_path[path]) if path.startswith(starts) else leaf
+
+    flat = pipeline.read_weights(stage, put=place)
+    return flat, tree.combined(digests)
+
+
+def words(config: ConfigDict, model: Model, *, as_exported: bool = False) -> Words:
+    """The subject's own word, chosen where the settings say "auto", and the prompts with it.
+
+    as_exported: with "auto", a base model that is an export of ours says what it calls its subject.
+    """
     base = model.stages["base"]
+    asked = config.subject.identifier
+    if as_exported and asked == "auto" and (told := export.words_in(base.folder)):
+        return Words.of(**told)
     word = identifier.choose(
         base.tokenizer,
-        config.subject.identifier,
+        asked,
         class_noun=config.subject.class_noun,
         seed=config.seed,
         embeddings=sharding.fetch(model.weights["base"][base.token_table]),
     )
+    return Words.of(identifier=word, class_noun=config.subject.class_noun)
+
+
+def subject(config: ConfigDict, model: Model, photos: Audit) -> Subject:
+    """The subject's pictures at the size of every stage, with its identifier chosen."""
+    chosen = words(config, model)
     read = subjects.read(
         photos.folder,
-        class_noun=config.subject.class_noun,
-        identifier=word,
+        class_noun=chosen.class_noun,
+        identifier=chosen.identifier,
         sizes=[stage.size for stage in model.stages.values()],
         crops=config.subject.crops,
         seed=config.seed,
@@ -156,10 +192,11 @@ def prior(
         )
 
 
-def settings_of_run(config: ConfigDict, model: Model, photos: Audit) -> dict[str, Any]:
+def settings_of_run(config: ConfigDict, model: Model, photos: Audit | None) -> dict[str, Any]:
     """What determines the trained weights: settings, and fingerprints of the base and of photos."""
+    kept = photos.kept if photos else ()
     return {
         "config": configs.flatten(config),
         "base": dict(model.fingerprints),
-        "photos": {photo.path.name: photo.sha256 for photo in photos.kept},
+        "photos": {photo.path.name: photo.sha256 for photo in kept},
     }

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from dreambooth_jax import __version__, report, tree
 from dreambooth_jax import config as configs
 from dreambooth_jax.data.prior import Prior
-from dreambooth_jax.data.subject import Subject
+from dreambooth_jax.data.subject import Subject, Words
 from dreambooth_jax.experiment.model import Model
 from dreambooth_jax.experiment.painter import grid_of, is_drawn, prompts_of, read_grid
 from dreambooth_jax.experiment.workdir import Workdir
@@ -18,17 +18,19 @@ from dreambooth_jax.experiment.workdir import Workdir
 _SHOWN_CLASS_IMAGES = 24
 
 
-def model_card(config: ConfigDict, subject: Subject, kind: str) -> dict[str, Any]:
-    """The lines of an export's README."""
+def model_card(config: ConfigDict, subject: Words, kind: str, num_steps: int) -> dict[str, Any]:
+    """The lines of an export's README; `num_steps` is 0 for a stage as the base model has it."""
     c = configs.for_stage(config, kind)
-    tuned = kind in config.stages
-    steps = f"{c.train.num_steps} steps of {c.train.batch_size} rows"
+    tuned = num_steps > 0
+    steps = f"{num_steps} steps of {c.train.batch_size} rows"
     return {
         "base model": config.base_model if kind == "base" else config.upscaler_model,
         "instance prompt": subject.instance_prompt,
         "class prompt": subject.class_prompt,
         "fine-tuned": steps if tuned else "no, as the base model",
         "learning rate": c.optim.learning_rate if tuned else "none",
+        "adapted": config.adapt.name if tuned else "none",
+        "text encoder trained": bool(config.train.text_encoder) if tuned else False,
         "prior_loss_weight": config.prior_loss_weight,
         "class images": config.prior.num_images if config.prior_loss_weight else 0,
         "seed": config.seed,

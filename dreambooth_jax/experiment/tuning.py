@@ -1,5 +1,6 @@
 """Fine-tunes one stage: its batches, its optimizer, its checkpoints, the loop."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,11 @@ def fine_tune(
     rows_at_once = c.train.batch_size // c.train.accumulate
     sharding.check_rows(rows_at_once, model.mesh, key=f"batch_size of stage {kind!r}")
     trainable, frozen_weights = adapter.init(dict(model.weights[kind]), configs.trainable_rules(c))
+    if c.optim.text_encoder_learning_rate and not any(map(optim.is_text, trainable)):
+        raise ValueError(
+            f"optim.text_encoder_learning_rate = {c.optim.text_encoder_learning_rate}, but no text "
+            "encoder is trained. Write --config.train.text_encoder=True, or leave it out."
+        )
     text = painter.texts(model.weights)[kind]
     frozen: dict[str, Any] = {"weights": frozen_weights}
     tokens = None
@@ -139,14 +145,16 @@ def batches(
     stage = model.stages[kind]
     low_size = model.stages["base"].size if kind == "upscaler" else None
     low = None if low_size is None else images.to_float(subject.pixels[low_size])
-    photos = Pictures(images.to_float(subject.pixels[stage.size]), low)
+    sizes = subject.sizes(stage.size) if stage.family.sized else None
+    photos = Pictures(images.to_float(subject.pixels[stage.size]), low, sizes=sizes)
     photos = photos.with_mirrored() if c.subject.flip else photos
     class_pictures = None
     if prior is not None:
         made = prior.images if kind == "upscaler" or prior.low_res is None else prior.low_res
         below = prior.low_res if kind == "upscaler" else None
         low = None if below is None else images.to_float(below)
-        class_pictures = Pictures(images.to_float(made), low)
+        whole = np.tile(stage.whole, (len(made), 1)) if stage.family.sized else None
+        class_pictures = Pictures(images.to_float(made), low, sizes=whole)
     return SubjectBatches(
         subject=encoded(photos, model, kind),
         prior=None if class_pictures is None else encoded(class_pictures, model, kind),
@@ -171,7 +179,7 @@ def encoded(pictures: Pictures, model: Model, kind: str) -> Pictures:
     whole = sharding.replicated(model.mesh)
     pairs = [encode(coder, sharding.put(image[None], whole)) for image in pictures.mean]
     mean, std = (np.concatenate([np.asarray(x) for x in part]) for part in zip(*pairs, strict=True))
-    return Pictures(mean, pictures.low_res, std)
+    return dataclasses.replace(pictures, mean=mean, std=std)
 
 
 def announcement(kind: str, c: ConfigDict, model: Model, trainable: tree.Flat, state: Any) -> str:

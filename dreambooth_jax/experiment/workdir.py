@@ -28,6 +28,7 @@ class Workdir:
     root: Path
     writer: metrics.Writer
     as_before: bool  # the settings are those of the last start, all of them
+    of_others: bool = False  # opened by `of_run`: its records stay as they are
 
     @classmethod
     def open(cls, root: Path, config: ConfigDict) -> "Workdir":
@@ -61,6 +62,26 @@ class Workdir:
             if config.log.tensorboard:
                 writers.append(metrics.TensorBoardWriter(root / "tensorboard"))
         return cls(root, metrics.MultiWriter(writers), as_before)
+
+    @classmethod
+    def of_run(cls, root: Path, config: ConfigDict) -> "Workdir":
+        """A run's folder to read from and to add pictures or exports to; there may be no run in it.
+
+        Raises:
+          ConfigError: the run has other settings, among those that its checkpoints depend on.
+        """
+        root = Path(root)
+        file = root / "config.json"
+        if file.is_file():
+            saved = configs.from_json(file.read_text())
+            conflicts = configs.restore_conflicts(saved, config)
+            if conflicts:
+                raise configs.ConfigError(
+                    f"{root} holds a run with other settings:\n  "
+                    + "\n  ".join(conflicts)
+                    + f"\nWrite --config=configs/of_run.py:{root} to take all of its settings."
+                )
+        return cls(root, metrics.MultiWriter([]), as_before=False, of_others=True)
 
     @property
     def is_finished(self) -> bool:
@@ -97,7 +118,7 @@ class Workdir:
         try:
             yield
         finally:
-            if jax.process_index() == 0:
+            if jax.process_index() == 0 and not self.of_others:
                 seconds = self.timings()
                 seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - begin, 3)
                 _replace(self.root / "timings.json", json.dumps(seconds, indent=1) + "\n")

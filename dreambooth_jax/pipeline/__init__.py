@@ -4,7 +4,8 @@ No weights are held here. A stage is a folder in the diffusers layout, of one of
 """
 
 from dreambooth_jax.pipeline.families import FAMILIES, Family
-from dreambooth_jax.pipeline.folder import locate, open_stage, read_weights
+from dreambooth_jax.pipeline.folder import open_stage, read_weights
+from dreambooth_jax.pipeline.hub import locate
 from dreambooth_jax.pipeline.stage import COMPONENTS, TOKENS, Latents, PooledText, Stage
 
 __all__ = [

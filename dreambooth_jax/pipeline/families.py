@@ -57,6 +57,7 @@ class Family:
     encode: Encode
     text_encoders: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], layers.Network]]]
     latent: bool = False
+    sized: bool = False  # it is told how large the original was and where it was cropped
 
 
 _T5 = {"text_encoder": ("tokenizer", t5.build)}
@@ -66,5 +67,5 @@ FAMILIES: dict[str, Family] = {
     "IFPipeline": Family("base", _t5_states, _T5),
     "IFSuperResolutionPipeline": Family("upscaler", _t5_states, _T5),
     "StableDiffusionPipeline": Family("base", _clip_states, _CLIP, latent=True),
-    "StableDiffusionXLPipeline": Family("base", _two_clips, _TWO_CLIPS, latent=True),
+    "StableDiffusionXLPipeline": Family("base", _two_clips, _TWO_CLIPS, True, True),
 }

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +11,9 @@ from dreambooth_jax import tree, weights
 from dreambooth_jax.diffusion import schedule as schedules
 from dreambooth_jax.models import layers, unet, vae
 from dreambooth_jax.pipeline.families import FAMILIES
+from dreambooth_jax.pipeline.hub import locate
 from dreambooth_jax.pipeline.stage import Latents, Stage
 from dreambooth_jax.text import tokenizer as tokenizers
-
-
-def locate(name: str, *, kind: str) -> Path:
-    """The folder of a model: `"embedded"`, a folder, or the id of a hub repository.
-
-    A hub repository is downloaded once.
-
-    Raises:
-      FileNotFoundError: no such folder, and the hub has or gives none of that name.
-    """
-    if name == "embedded":
-        return Path(str(resources.files("dreambooth_jax") / "assets" / kind))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(
-            f"no model folder {name!r}. Write 'embedded', a folder with model_index.json, or a hub "
-            "id 'owner/name'."
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    patterns = ["*.json", "*/*.json", "*/*.safetensors", "tokenizer/*"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(
-            f"no folder {name!r}, and the model hub gave none either: {reason} "
-            "For a gated model, accept its licence on its page and log in with `hf auth login`."
-        ) from error
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -63,15 +27,25 @@ def _json(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not JSON: {error}. Copy or download it again.") from error
 
 
-def open_stage(name: str, *, kind: str, resolution: int | None = None) -> Stage:
-    """Reads everything but the weights of the stage called `name` (see `locate`).
+def open_stage(
+    name: str,
+    *,
+    kind: str,
+    resolution: int | None = None,
+    variant: str | None = None,
+    cache_dir: str | None = None,
+    offline: bool = False,
+) -> Stage:
+    """Reads everything but the weights of the stage called `name` (`locate` explains the last two).
 
-    resolution: pixels along a side, for a latent model, instead of its own.
+    Args:
+      resolution: pixels along a side, for a latent model, instead of its own.
+      variant: which weight files `read_weights` will take: "fp16" for `….fp16.safetensors`.
 
     Raises:
       FileNotFoundError, ValueError: what is missing, or which value of which file is not supported.
     """
-    folder = locate(name, kind=kind)
+    folder = locate(name, kind=kind, variant=variant, cache_dir=cache_dir, offline=offline)
     index = _json(folder / "model_index.json")
     found = index.get("_class_name")
     if found not in FAMILIES:
@@ -104,6 +78,7 @@ def open_stage(name: str, *, kind: str, resolution: int | None = None) -> Stage:
         return Stage(
             kind=kind,
             folder=folder,
+            variant=variant,
             family=family,
             networks=networks,
             tokenizers={
@@ -155,10 +130,7 @@ def _size(config: Mapping[str, Any], latents: Latents | None, resolution: int | 
 
 
 def read_weights(
-    stage: Stage,
-    *,
-    put: Callable[[str, np.ndarray], Any] = lambda path, array: array,
-    variant: str | None = None,
+    stage: Stage, *, put: Callable[[str, np.ndarray], Any] = lambda path, array: array
 ) -> tree.Flat:
     """All float32 parameters of a stage; `put` places each leaf as soon as it is read."""
 
@@ -168,7 +140,7 @@ def read_weights(
     flat: tree.Flat = {}
     for part, network in stage.networks.items():
         leaves = weights.read(
-            stage.folder / part, network.abstract, variant=variant, put=under(part)
+            stage.folder / part, network.abstract, variant=stage.variant, put=under(part)
         )
         flat |= tree.with_prefix(leaves, part)
     return flat

@@ -25,6 +25,7 @@ COMPONENTS = {
     "text_encoder_2": "model",
     "vae": "diffusion_pytorch_model",
 }
+_LARGE = 512  # pixels along a side, from which on a VAE decodes pictures one by one
 # What prompts are to text encoders, int32 `[P,L]` each; those of the second one end in 2.
 TOKENS = ("ids", "mask", "ids_2", "mask_2")
 
@@ -43,6 +44,7 @@ class Stage:
 
     kind: str  # "base" or "upscaler"
     folder: Path
+    variant: str | None  # of its weight files: "fp16", or None for the plain ones
     family: Family
     networks: Mapping[str, layers.Network]  # by component
     tokenizers: Mapping[str, Tokenizer]  # by the text encoder's component
@@ -95,6 +97,15 @@ class Stage:
         side = self.size // (self.latents.factor if self.latents else 1)
         return side, side, self.channels
 
+    @property
+    def whole(self) -> np.ndarray:
+        """What SDXL is told about a picture that is all that there is, float32 `[6]`.
+
+        Height and width of the original, rows and columns cropped off at its top and left, height
+        and width of the picture (Podell et al. 2023, section 2.2).
+        """
+        return np.array([self.size, self.size, 0, 0, self.size, self.size], np.float32)
+
     def fine_tuned(self) -> "Stage":
         """The same stage as it samples once its network was trained further.
 
@@ -136,11 +147,21 @@ class Stage:
         mean, std = self._bind(params, "vae").encode(pixels.astype(jnp.float32))
         return self.latents.scaling * mean, self.latents.scaling * std
 
-    def decode(self, params: Mapping[str, Array], x0: Array) -> Array:
-        """x0 -> pictures `[B,H,W,3]`, float32: a VAE's range breaks half precision."""
+    def decode(self, params: Mapping[str, Array], x0: Array, *, shards: int = 1) -> Array:
+        """x0 -> pictures `[B,H,W,3]`, float32: a VAE's range breaks half precision.
+
+        Large pictures are decoded one after the other on each of the `shards` devices that share
+        the rows: at 1024 pixels the activations of one take about 3 GB.
+        """
         if self.latents is None:
             return x0
-        return self._bind(params, "vae").decode(x0.astype(jnp.float32) / self.latents.scaling)
+        coder, x0 = self._bind(params, "vae"), x0.astype(jnp.float32) / self.latents.scaling
+        if self.size < _LARGE or len(x0) <= shards:
+            return coder.decode(x0)
+        # Device d has rows d·n … d·n + n - 1: turn k decodes one of each.
+        turns = x0.reshape(shards, -1, *x0.shape[1:]).swapaxes(0, 1)
+        pictures = jax.lax.map(coder.decode, turns).swapaxes(0, 1)
+        return pictures.reshape(-1, *pictures.shape[2:])
 
     def condition(self, low_res: Array, noise: Array, noise_level: Array) -> Array:
         """The low-res image as the upscaler sees it: `[B,H,W,C]`, with noise of its level `[B]`."""
@@ -157,20 +178,19 @@ class Stage:
         *,
         condition: Array | None = None,
         noise_level: Array | None = None,
+        sizes: Array | None = None,
         remat: bool = False,
     ) -> Array:
         """The network's output `[B,H,W,C or 2C]`, float32; computes in the dtype of `text`.
 
         xt `[B,H,W,C]`, t int `[B]`, text `[B,L,D]` or a `PooledText`; an upscaler needs what the
-        method `condition` gives, and its `noise_level`.
+        method `condition` gives, and its `noise_level`. sizes `[B,6]`, for SDXL: see `whole`.
         """
         x = xt if condition is None else jnp.concatenate([xt, condition], -1)
         extra: dict[str, Any] = {}
         if isinstance(text, PooledText):
-            # Height and width of the photo, of what was cropped off, and of the picture (Podell et
-            # al. 2023, section 2.2): here a picture is always all that there is.
-            sizes = jnp.array([self.size, self.size, 0, 0, self.size, self.size], jnp.float32)
-            time_ids = jnp.broadcast_to(sizes, (x.shape[0], 6))
+            given = self.whole if sizes is None else sizes
+            time_ids = jnp.broadcast_to(jnp.asarray(given, jnp.float32), (x.shape[0], 6))
             text, extra = text.states, {"pooled": text.pooled, "time_ids": time_ids}
         x = x.astype(text.dtype)
         output = self._bind(params, "unet")(

@@ -14,5 +14,16 @@ from dreambooth_jax.report.sections import (
     Text,
     series,
 )
+from dreambooth_jax.report.sheet import sheet
 
-__all__ = ["Comparison", "Curves", "Gallery", "Section", "Table", "Text", "build", "series"]
+__all__ = [
+    "Comparison",
+    "Curves",
+    "Gallery",
+    "Section",
+    "Table",
+    "Text",
+    "build",
+    "series",
+    "sheet",
+]

@@ -1,0 +1,70 @@
+"""What a run hands over: a diffusers folder per stage, and one file where a family has one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from dreambooth_jax import export, sharding, single_file, train
+from dreambooth_jax.data.subject import Words
+from dreambooth_jax.experiment import summary
+from dreambooth_jax.experiment.model import Model
+from dreambooth_jax.experiment.workdir import Workdir
+from dreambooth_jax.signals import GracefulStop
+
+
+def check(config: ConfigDict, model: Model) -> None:
+    """The export that is asked for must be one that the model has.
+
+    Raises:
+      ValueError: there is no single-file layout for it.
+    """
+    if config.export.single_file and single_file.layout(model.stages["base"]) is None:
+        raise ValueError(
+            "export.single_file = True: only Stable Diffusion 1, 2 and XL have such a file. Write "
+            "--config.export.single_file=False."
+        )
+
+
+def deliver(
+    config: ConfigDict,
+    model: Model,
+    words: Words,
+    workdir: Workdir,
+    stop: GracefulStop,
+    *,
+    steps: Mapping[str, int],
+) -> Path:
+    """Writes the export and returns its folder.
+
+    steps: of each fine-tuned stage, how many.
+
+    Raises:
+      Interrupted: a signal came; what is written so far is whole.
+      ValueError: see `export.diffusers_folder`.
+    """
+    check(config, model)
+    for kind in model.kinds:
+        train.leave_if_asked(stop, "the training is finished and saved")
+        host = {path: sharding.fetch(leaf) for path, leaf in model.weights[kind].items()}
+        if jax.process_index() == 0:
+            about = summary.model_card(config, words, kind, steps.get(kind, 0))
+            folder = export.diffusers_folder(
+                model.stages[kind],
+                host,
+                workdir.export / kind if len(model.kinds) > 1 else workdir.export,
+                dtype=config.export.dtype,
+                about=about,
+                words={"identifier": words.identifier, "class_noun": words.class_noun},
+                tuned=kind in steps,
+            )
+            if config.export.single_file:
+                name = f"{words.identifier}_{words.class_noun}.safetensors".replace(" ", "_")
+                single_file.write(
+                    model.stages[kind], host, folder / name, dtype=config.export.dtype, about=about
+                )
+    if jax.process_count() > 1:  # nobody leaves before all files are there
+        multihost_utils.sync_global_devices("the export is written")
+    return workdir.export

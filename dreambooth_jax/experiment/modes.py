@@ -1,0 +1,110 @@
+"""What can be done with a run besides training: draw from it, export it. No photos are needed."""
+
+import fnmatch
+from pathlib import Path
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from dreambooth_jax import checkpoint, sharding, tree
+from dreambooth_jax import config as configs
+from dreambooth_jax.adapt import ADAPTERS
+from dreambooth_jax.checkpoint import CheckpointError
+from dreambooth_jax.experiment import delivery, setup
+from dreambooth_jax.experiment.model import Model
+from dreambooth_jax.experiment.painter import Painter
+from dreambooth_jax.experiment.workdir import Workdir
+from dreambooth_jax.signals import GracefulStop
+
+
+def sample(config: ConfigDict, folder: Path) -> Path:
+    """Draws `sample.prompts` with the run's fine-tuned weights; returns the pictures' folder.
+
+    Without a run in `folder` it draws with the base model, which may be an export.
+
+    Raises:
+      ConfigError, CheckpointError, ValueError, OSError: what was found, expected, and what to do.
+    """
+    workdir = Workdir.of_run(folder, config)
+    model = setup.load(config, setup.open_stages(config))
+    words = setup.words(config, model, as_exported=True)
+    painter = Painter(config, model, words, workdir)
+    tuned, steps = restored(config, model, workdir)
+    return painter.drawn(tuned.weights, named(steps))
+
+
+def export(config: ConfigDict, folder: Path) -> Path:
+    """Exports the run's fine-tuned weights, of its newest checkpoints or those that `restore` says.
+
+    Raises:
+      ConfigError, CheckpointError, ValueError, OSError: what was found, expected, and what to do.
+    """
+    workdir = Workdir.of_run(folder, config)
+    model = setup.load(config, setup.open_stages(config))
+    words = setup.words(config, model, as_exported=True)
+    tuned, steps = restored(config, model, workdir)
+    if not steps and all(config.restore[kind] is None for kind in config.stages):
+        raise CheckpointError(
+            f"{folder} has no checkpoints to export. Give the --workdir of a run, or write "
+            f"--config.restore.{config.stages[0]}=0 to export the untouched model."
+        )
+    with GracefulStop() as stop:
+        return delivery.deliver(config, tuned, words, workdir, stop, steps=steps)
+
+
+def named(steps: dict[str, int]) -> str:
+    """A name for weights of these steps by stage."""
+    return "+".join(f"{kind}-{step:06d}" for kind, step in steps.items()) or "untouched"
+
+
+def restored(config: ConfigDict, model: Model, workdir: Workdir) -> tuple[Model, dict[str, int]]:
+    """The model with the weights of the run's checkpoints, and the step of each tuned stage.
+
+    Raises:
+      CheckpointError: none is intact, the one that `restore` names is not there, or its run had
+        another base model or another way to adapt it.
+    """
+    steps: dict[str, int] = {}
+    tuned = model
+    for kind in config.stages:
+        wanted = config.restore[kind]
+        if wanted == 0:
+            continue
+        found = _trained(config, model, workdir, kind, wanted)
+        if found is None:
+            continue
+        trained, steps[kind] = found
+        adapter = ADAPTERS[config.adapt.name]
+        weights = {**model.weights[kind], **adapter.combine({}, trained)}
+        tuned = tuned.with_weights(kind, weights)
+    logging.info("Weights: %s.", named(steps))
+    return tuned, steps
+
+
+def _trained(
+    config: ConfigDict, model: Model, workdir: Workdir, kind: str, step: int | None
+) -> tuple[tree.Flat, int] | None:
+    """What a checkpoint of a stage keeps of its training: the averaged weights, if there are."""
+    c = configs.for_stage(config, kind)
+    rules = configs.trainable_rules(c)
+    trainable, _ = ADAPTERS[c.adapt.name].init(dict(model.weights[kind]), rules)
+    whole = sharding.replicated(model.mesh)
+    like = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", whole))
+        for path, x in trainable.items()
+    }
+    part = "ema" if c.train.ema_decay else "trainable"
+    free = [
+        key
+        for key in configs.flatten(config)
+        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in configs.RESTORE_KEYS)
+    ]
+    checkpoints = checkpoint.Checkpoints(
+        workdir.checkpoints(kind),
+        config=setup.settings_of_run(config, model, None),
+        may_differ=["photos", *(f"config.{key}" for key in free)],
+    )
+    with checkpoints:
+        found = checkpoints.restore({part: like}, partial=True, step=step)
+    return None if found is None else (found[0][part], found[1])

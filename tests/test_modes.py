@@ -1,0 +1,141 @@
+"""--mode=sample and --mode=export: from a base, checkpoints, an export; what they refuse."""
+
+import json
+import shutil
+from pathlib import Path
+
+import commands
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax import config as configs
+from dreambooth_jax import experiment
+from dreambooth_jax.checkpoint import CheckpointError
+from dreambooth_jax.experiment.modes import export, sample
+
+PROMPTS = ("a {subject} at night", "a {class_noun}")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The base and a copy of a run on it, to which these tests add."""
+    stages, folder = commands.reference(tmp_path_factory)
+    return stages, Path(shutil.copytree(folder, tmp_path_factory.mktemp("modes") / "run"))
+
+
+def of_run(folder: Path, **changed):
+    c = configs.of_run(str(folder))
+    c.update_from_flattened_dict({key.replace("__", "."): x for key, x in changed.items()})
+    return c
+
+
+def pictures(folder: Path) -> dict[str, tuple[np.ndarray, dict]]:
+    found = {}
+    for file in sorted(folder.glob("*.png")):
+        with Image.open(file) as image:
+            found[file.name] = np.asarray(image), json.loads(image.info["dreambooth_jax"])
+    return found
+
+
+def test_checkpoint_export_and_the_run_itself_draw_the_same(done, tmp_path):
+    stages, folder = done
+    run = commands.config(stages)  # as on the command line
+    before = commands.contents(folder)
+    made = commands.here(sample, run, folder)
+    assert made.parent == folder / "samples"
+    assert made.name.startswith("base-000006+upscaler-000004-")
+    found = pictures(made)
+    assert set(found) == {"00_00.png", "01_00.png", "grid.png"}
+    after = pictures(folder / "samples" / "after")
+    for name, (picture, about) in after.items():
+        assert np.abs(found[name][0].astype(int) - picture).max() <= 1
+        assert found[name][1]["prompt"] == about["prompt"]
+        assert found[name][1]["seed"] == about["seed"]
+    # Nothing of the run changed, and the same again is there already.
+    stamp = (made / "00_00.png").stat().st_mtime_ns
+    assert commands.here(sample, run, folder) == made
+    assert (made / "00_00.png").stat().st_mtime_ns == stamp
+    now = commands.contents(folder)
+    assert {name: now[name] for name in before} == before
+
+    # The export, as a base model of its own, calls the subject by the same word.
+    exported = {kind: folder / "export" / kind for kind in stages}
+    again = commands.here(sample, commands.config(exported), tmp_path / "elsewhere")
+    assert again.name.startswith("untouched-")
+    for name, (picture, about) in pictures(again).items():
+        if name != "grid.png":
+            assert about["prompt"] == after[name][1]["prompt"]
+            # A learned variance is fixed in the export, as in the run's own sampling.
+            assert np.abs(picture.astype(int) - after[name][0]).max() <= 1
+
+
+def test_prompts_of_ones_own_and_the_untouched_model(done):
+    _, folder = done
+    c = of_run(folder, sample__prompts=PROMPTS, sample__num_images=2, restore__base=0)
+    c.restore.upscaler = 0
+    made = commands.here(sample, c, folder)
+    found = pictures(made)
+    assert made.name.startswith("untouched-")
+    assert set(found) == {"00_00.png", "00_01.png", "01_00.png", "01_01.png", "grid.png"}
+    assert found["00_00.png"][1]["prompt"].endswith(" bird at night")
+    assert found["01_00.png"][1]["prompt"] == "a bird"
+    untouched = pictures(folder / "samples" / "before")["01_00.png"][0]  # the same prompt and seed
+    assert np.abs(found["01_00.png"][0].astype(int) - untouched).max() <= 1
+    page = found["grid.png"][0]
+    assert page.shape[1] >= 2 * 128 and page.std() > 0
+
+
+def test_an_earlier_checkpoint_is_exported(done, tmp_path):
+    _, folder = done
+    copied = Path(shutil.copytree(folder, tmp_path / "run"))
+    last = commands.weights(copied / "export" / "base")
+    c = of_run(copied, restore__base=4, export__dtype="bfloat16")
+    assert commands.here(export, c, copied) == copied / "export"
+    now = commands.weights(copied / "export" / "base")
+    assert now.keys() == last.keys()
+    assert {x.dtype.name for x in now.values()} == {"bfloat16"}
+    moved = [k for k in now if not np.allclose(now[k].astype(np.float32), last[k], rtol=2**-7)]
+    assert moved and all(name.startswith("unet/") for name in moved)
+    card = (copied / "export" / "base" / "README.md").read_text()
+    assert "fine-tuned: 4 steps" in card
+    told = json.loads((copied / "export" / "base" / "dreambooth.json").read_text())
+    assert told["class_noun"] == "bird" and told["identifier"]
+
+    # The newest one again: the run's own export, bit for bit.
+    commands.here(export, of_run(copied), copied)
+    again = commands.weights(copied / "export" / "base")
+    assert all(np.array_equal(again[key], last[key]) for key in last)
+
+
+def test_what_is_not_there_or_does_not_fit_is_refused(done, tmp_path):
+    stages, folder = done
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 5; has: 4, 6"):
+        commands.here(export, of_run(folder, restore__base=5), folder)
+    with pytest.raises(CheckpointError, match=r"no checkpoints to export.*restore\.base=0"):
+        commands.here(export, commands.config(stages), tmp_path / "nothing")
+    other = commands.config(stages, subject__class_noun="toy")
+    with pytest.raises(configs.ConfigError, match=r"(?s)subject\.class_noun.*of_run\.py") as error:
+        commands.here(sample, other, folder)
+    assert "now it is 'toy'" in str(error.value)
+    with pytest.raises(configs.ConfigError, match="no run in"):
+        configs.of_run(str(tmp_path))
+    with pytest.raises(ValueError, match="single_file=False"):
+        commands.here(export, of_run(folder, export__single_file=True), folder)
+    # Weights of another base do not go under these checkpoints.
+    swapped = {"base": stages["base"], "upscaler": folder / "export" / "upscaler"}
+    with pytest.raises(CheckpointError, match="other settings"):
+        commands.here(sample, commands.config(swapped), folder)
+
+
+def test_the_command_line(done):
+    _, folder = done
+    words = [f"--config=configs/of_run.py:{folder}", "--mode=sample"]
+    words += ["--config.sample.prompts=('a {class_noun} at noon',)", "--config.restore.base=4"]
+    output = commands.run(words)
+    assert f"Done. The pictures: {folder / 'samples' / 'base-000004'}" in output.replace("\n", " ")
+
+
+def test_every_mode_is_one_of_the_experiment():
+    assert experiment.sample is sample
+    assert experiment.export is export
