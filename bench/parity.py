@@ -28,6 +28,7 @@ from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresol
 from diffusers.schedulers import scheduling_ddpm
 from diffusers.utils import torch_utils
 from PIL import Image
+from safetensors.numpy import load_file
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))  # the makers of small models
 import cascades
@@ -49,6 +50,8 @@ CLASSES = {
     "sdxl": "StableDiffusionXLPipeline",
     "if base": "IFPipeline",
     "if upscaler": "IFSuperResolutionPipeline",
+    "embedded base": "IFPipeline",  # trained, and lying in the package
+    "embedded upscaler": "IFSuperResolutionPipeline",
 }
 SCHEDULERS = {
     "ddpm": "DDPMScheduler",
@@ -77,7 +80,10 @@ def channels_last(x: torch.Tensor) -> np.ndarray:
 
 
 def make(model: str, folder: Path) -> Path:
-    """A small model of random weights, in the layout of diffusers."""
+    """A small model of random weights, in diffusers' layout; the embedded ones as they are."""
+    origin, _, kind = model.partition(" ")
+    if origin == "embedded":
+        return pipeline.locate(origin, kind=kind)
     if model in latents.VARIANTS:
         return latents.make(folder, model)
     one_level = {
@@ -86,7 +92,13 @@ def make(model: str, folder: Path) -> Path:
         "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
         "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
     }
-    return cascades.make(folder, model.split()[1], unet=one_level, seed=1)
+    made = cascades.make(folder, kind, unet=one_level, seed=1)
+    # Random layers enlarge a difference of rounding at each step: 20 steps of DDIM made 0.03 of
+    # 1e-6 in the first noise, in PyTorch alone. With a quieter last layer they do not.
+    file = made / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    weights.save(file, tensors | {"conv_out.weight": 0.2 * tensors["conv_out.weight"]})
+    return made
 
 
 def noises(stage: pipeline.Stage) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -160,7 +172,8 @@ def networks(model: str, stage: pipeline.Stage, flat: dict[str, Any], pipe: Any)
 
 def sampled(model: str, stage: pipeline.Stage, flat: dict[str, Any], pipe: Any, name: str) -> Row:
     """The row of whole pictures by one sampler."""
-    low = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    side = stage.size // 2
+    low = np.random.default_rng(1).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
     settings = generate.Settings(name, STEPS, GUIDANCE, noise_level=LEVEL)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     text = generate.encode(stage, flat, PROMPTS, dtype=jnp.float32)
@@ -246,21 +259,21 @@ def main() -> None:
     diffusers.logging.disable_progress_bar()
     logging.getLogger().setLevel(logging.ERROR)
 
-    print(f"{'model':<14}{'part':<24}{'absolute':>12}{'relative':>12}{'limit':>10}")
+    print(f"{'model':<20}{'part':<24}{'absolute':>12}{'relative':>12}{'limit':>10}")
     worst = True
 
     def tell(row: Row) -> bool:
         model, part, absolute, relative, limit = row
         fits = relative <= limit
         mark = "" if fits else "  TOO FAR"
-        print(f"{model:<14}{part:<24}{absolute:>12.2e}{relative:>12.2e}{limit:>10.0e}{mark}")
+        print(f"{model:<20}{part:<24}{absolute:>12.2e}{relative:>12.2e}{limit:>10.0e}{mark}")
         sys.stdout.flush()
         return fits
 
     with tempfile.TemporaryDirectory() as root:
         for model in args.models:
             folder = make(model, Path(root) / model.replace(" ", "_"))
-            kind = "upscaler" if model == "if upscaler" else "base"
+            kind = "upscaler" if model.endswith("upscaler") else "base"
             stage = pipeline.open_stage(str(folder), kind=kind)
             flat = pipeline.read_weights(stage)
             pipe = getattr(diffusers, CLASSES[model]).from_pretrained(folder).to(torch.float32)

@@ -4,9 +4,11 @@ same noise both draw the same picture.
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import cascades
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -228,6 +230,33 @@ def test_what_they_write_we_read_and_write_for_them(kind, written_by_them, tmp_p
         assert found.keys() == state.keys()
         assert all(torch.equal(found[key], state[key]) for key in state)
     assert again.scheduler.config.variance_type == "fixed_small"
+
+
+def test_the_main_command_on_their_cascade(written_by_them, tmp_path, monkeypatch):
+    """Prior, both stages, resume, samples, export; PyTorch draws from the export what we draw."""
+    folders = {kind: folder for kind, (folder, _) in written_by_them.items()}
+    c = commands.config(folders, subject__identifier="zib", train__num_steps=3)
+    c.prior.num_images = c.upscaler.num_steps = 2
+    c.train.sample_every = 0
+    workdir = tmp_path / "run"
+    commands.run_here(c, workdir)
+    last = commands.weights(workdir / "export")
+    (workdir / "report.html").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "base" / "3")
+    commands.run_here(c, workdir)  # goes on from step 2 of the base; the upscaler is done
+    again = commands.weights(workdir / "export")
+    assert again.keys() == last.keys()
+    assert all(np.array_equal(again[name], last[name]) for name in last)
+    asked = {"num_steps": 4, "guidance_scale": 3.0, "level": 250}
+    for kind in KINDS:
+        stage = pipeline.open_stage(str(workdir / "export" / kind), kind=kind)
+        pipe = getattr(diffusers, CLASSES[kind]).from_pretrained(workdir / "export" / kind)
+        pipe.set_progress_bar_config(disable=True)
+        low = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+        judged = draw_theirs(pipe, kind, stage, low, monkeypatch=monkeypatch, **asked)
+        found = draw_ours(stage, pipeline.read_weights(stage), low, **asked)
+        assert np.abs(found - judged).max() <= 1e-3
+        assert judged.std() > 0.05
 
 
 @pytest.mark.parametrize("component", ["unet", "text_encoder"])
