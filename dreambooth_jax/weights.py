@@ -194,6 +194,22 @@ def cast(array: np.ndarray, dtype: str, *, name: str) -> np.ndarray:
     return found
 
 
+def verify(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Reads a file of `save` back, one tensor at a time.
+
+    Raises:
+      ValueError: it does not hold these tensors, bit for bit.
+    """
+    with _opened(file) as found:
+        tree.check_keys(tensors, found.keys(), what=f"tensors in {file}")
+        for key, value in tensors.items():
+            if found.get_tensor(key).tobytes() != value.tobytes():
+                raise ValueError(
+                    f"{file}: {key} read back differs from what was written: is the disk full or "
+                    "failing?"
+                )
+
+
 def save(
     file: Path, tensors: Mapping[str, np.ndarray], *, metadata: Mapping[str, str] | None = None
 ) -> Path:

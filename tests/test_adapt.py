@@ -3,9 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth_jax.adapt import ADAPTERS
+from dreambooth_jax.adapt import FULL
 
-FULL = ADAPTERS["full"]
 WEIGHTS = {
     "unet/conv_in/kernel": np.arange(4.0),
     "unet/mid/attn/kernel": np.arange(3.0),

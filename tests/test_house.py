@@ -20,7 +20,7 @@ ROWS = [
     "tree rng metrics checksum signals",
     "diffusion models text adapt data weights sharding optim checkpoint report assets",
     "pipeline config",
-    "train generate evaluate export single_file precompile",
+    "train generate evaluate export precompile",
     "experiment",
     "main",
 ]

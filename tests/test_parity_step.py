@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dreambooth_jax import pipeline, train, weights
-from dreambooth_jax.adapt import ADAPTERS
+from dreambooth_jax.adapt import FULL
 from dreambooth_jax.diffusion import loss
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")
@@ -41,7 +41,7 @@ def batch_of(stage: pipeline.Stage) -> dict[str, np.ndarray]:
 def ours(stage, flat, batch):
     """Loss, its parts, gradients by key of the file, and what was drawn."""
     recipe = train.Recipe(seed=0, prior_loss_weight=LAMBDA)
-    trainable, frozen = ADAPTERS["full"].init(flat, [("vae/.*", False), (".*", True)])
+    trainable, frozen = FULL.init(flat, [("vae/.*", False), (".*", True)])
 
     @jax.jit
     def step(trainable):
@@ -55,7 +55,7 @@ def ours(stage, flat, batch):
             rows,
             recipe=recipe,
             stage=stage,
-            adapter=ADAPTERS["full"],
+            adapter=FULL,
         )
         return found, drawn
 

@@ -7,7 +7,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from dreambooth_jax import pipeline, single_file, weights
+from dreambooth_jax import pipeline, weights
+from dreambooth_jax.export import single_file
 from dreambooth_jax.models import clip, unet, vae
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")

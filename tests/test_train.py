@@ -22,7 +22,7 @@ from toy_stage import (
 )
 
 from dreambooth_jax import train
-from dreambooth_jax.adapt import ADAPTERS
+from dreambooth_jax.adapt import FULL
 
 LEARNING_RATE = 0.1
 
@@ -282,7 +282,7 @@ def given_to_the_network(given, recipe):
     rows = drawn | {"prompt": given["prompt"], "weights": {"total": np.ones(2, np.float32) / 2}}
     rows["weights"] |= {"subject": rows["weights"]["total"], "prior": np.zeros(2, np.float32)}
     frozen = {"weights": flat, "table": jnp.asarray(flat["text_encoder/embedding"][IDS])}
-    adapter = ADAPTERS["full"]
+    adapter = FULL
     train.loss_fn({}, frozen, rows, stage=stage, recipe=recipe, adapter=adapter)
     (call,) = stage.calls
     return host(drawn), call

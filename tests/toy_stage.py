@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax import optim, pipeline, sharding, train
-from dreambooth_jax.adapt import ADAPTERS
+from dreambooth_jax.adapt import FULL
 from dreambooth_jax.diffusion import schedule
 
 SCHEDULE = schedule.from_config(
@@ -107,7 +107,7 @@ def start(
     batches carry when it trains. `min_bytes` is far below what a run sets: small leaves are split.
     """
     flat = weights() if flat is None else flat
-    trainable, frozen_weights = ADAPTERS["full"].init(flat, rules)
+    trainable, frozen_weights = FULL.init(flat, rules)
     frozen = {"weights": frozen_weights}
     if "text_encoder/embedding" in frozen_weights:
         table = flat["text_encoder/embedding"][IDS] * MASK[..., None]
@@ -119,7 +119,7 @@ def start(
         frozen,
         stage=Toy() if stage is None else stage,
         recipe=recipe,
-        adapter=ADAPTERS["full"],
+        adapter=FULL,
         tx=optim.make(settings, num_steps=10),
         mesh=sharding.make_mesh(data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp]),
         rules=((".*", "fsdp"),),

@@ -25,7 +25,7 @@ from composites import Composites, prepare
 from nouns import all_captions
 
 from dreambooth_jax import optim, pipeline, sharding, train, tree, weights
-from dreambooth_jax.adapt import ADAPTERS
+from dreambooth_jax.adapt import FULL
 from dreambooth_jax.checkpoint import Checkpoints
 from dreambooth_jax.data.captions import Captions
 from dreambooth_jax.metrics import JsonlWriter
@@ -222,7 +222,7 @@ def main() -> None:
     if args.first_step:
         fresh = pipeline.read_weights(stage)
 
-    adapter = ADAPTERS["full"]
+    adapter = FULL
     trainable, frozen_weights = adapter.init(fresh, rules)
     settings = ml_collections.ConfigDict(
         {

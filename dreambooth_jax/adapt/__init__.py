@@ -3,21 +3,58 @@
 One module per way, one line per name.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from dreambooth_jax.adapt import full
+from dreambooth_jax.adapt import full, lora
 from dreambooth_jax.tree import Flat
+
+
+class AdaptSettings(Protocol):
+    """The `adapt` block of the configuration."""
+
+    name: str
+    rank: int
+    alpha: float | None
+    targets: str
+    dora: bool
 
 
 class Adapter(NamedTuple):
     """`init(weights, rules) -> (trainable, frozen)`, and what undoes it.
 
-    That is `combine(frozen, trainable) -> weights`.
+    That is `combine(frozen, trainable) -> weights`. `keeps_base`: `frozen` has all weights as they
+    were, those that the trainable ones change included.
     """
 
     init: Callable[[Flat, Sequence[tuple[str, bool]]], tuple[Flat, Flat]]
     combine: Callable[[Flat, Flat], Flat]
+    keeps_base: bool = False
 
 
-ADAPTERS: dict[str, Adapter] = {"full": Adapter(full.init, full.combine)}
+FULL = Adapter(full.init, full.combine)
+
+
+def _lora(settings: AdaptSettings, seed: int) -> Adapter:
+    init = functools.partial(
+        lora.init, rank=settings.rank, targets=settings.targets, dora=settings.dora, seed=seed
+    )
+    combine = functools.partial(lora.combine, alpha=alpha_of(settings))
+    return Adapter(init, combine, keeps_base=True)
+
+
+def alpha_of(settings: AdaptSettings) -> float:
+    """LoRA's α: the rank, where it is not given."""
+    return float(settings.rank if settings.alpha is None else settings.alpha)
+
+
+ADAPTERS: dict[str, Callable[[AdaptSettings, int], Adapter]] = {
+    "full": lambda settings, seed: FULL,
+    "lora": _lora,
+}
+
+
+def make(settings: AdaptSettings, *, seed: int) -> Adapter:
+    """The adapter that the settings name; `seed` is that of its first values."""
+    return ADAPTERS[settings.name](settings, seed)

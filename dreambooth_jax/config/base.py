@@ -10,6 +10,11 @@ from dreambooth_jax.diffusion.guidance import THRESHOLDS
 from dreambooth_jax.diffusion.sampler import SAMPLERS
 from dreambooth_jax.optim import LR_SCHEDULES, OPTIMIZERS
 
+# The projections of every kind of attention: UNet's, added text's, CLIP's, T5's.
+LORA_TARGETS = (
+    r".*/(to_[qkv]|to_out/0|add_[kv]_proj|[qkv]_proj|out_proj|SelfAttention/[qkvo])/kernel"
+)
+
 
 def base_config() -> ConfigDict:
     """All settings with their defaults, locked: files in `configs/` set only what differs.
@@ -39,6 +44,7 @@ def base_config() -> ConfigDict:
 
     c.prior_loss_weight = 1.0  # λ of Ruiz et al. 2022, eq. 2; 0 trains without class images
     c.prior = ConfigDict()
+    c.prior.kind = "images"  # "images": those of the base; "prediction": its own output is the aim
     c.prior.num_images = 64  # class images, drawn by the untouched base; about 1000 in the paper
     c.prior.batch_size = 32  # images per sampler call, all devices together
     c.prior.folder = ""  # where they are kept; "" is <workdir>/prior
@@ -65,8 +71,12 @@ def base_config() -> ConfigDict:
     c.upscaler.sample_aug_level = config_dict.placeholder(int)  # when sampling; see `for_stage`
 
     c.adapt = ConfigDict()
-    c.adapt.name = "full"  # how trainable and frozen leaves combine
+    c.adapt.name = "full"  # "full": the leaves themselves; "lora": low-rank changes of kernels
     c.adapt.train = (("unet/.*", True), (".*", False))  # path regex → train it? first match wins
+    c.adapt.rank = 16  # of LoRA's factors
+    c.adapt.alpha = config_dict.placeholder(float)  # the change is scaled by α / rank; None is rank
+    c.adapt.targets = LORA_TARGETS  # regex of the kernels, among those that adapt.train chooses
+    c.adapt.dora = False  # LoRA with trained lengths of the output channels (Liu et al. 2024)
 
     c.optim = ConfigDict()
     c.optim.name = "adamw"  # "adamw", "adafactor", "lion", "sgd"
@@ -82,6 +92,9 @@ def base_config() -> ConfigDict:
     c.optim.grad_clip = 1.0  # largest global norm of the gradient; 0 is off
 
     c.loss = ConfigDict()
+    c.loss.first_step = 0  # time steps are drawn from this one …
+    c.loss.last_step = 999  # … to this one, both included
+    c.loss.offset_noise = 0.0  # standard deviation of noise that a whole channel shares; 0 is off
     c.loss.min_snr_gamma = 0.0  # γ of min-SNR weighting (Hang et al. 2023 use 5); 0 is off
 
     c.sampler = ConfigDict()
@@ -128,6 +141,7 @@ def base_config() -> ConfigDict:
 CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
     "stages": ("base", "upscaler"),
+    "prior.kind": ("images", "prediction"),
     "adapt.name": tuple(ADAPTERS),
     "optim.name": tuple(OPTIMIZERS),
     "optim.schedule": tuple(LR_SCHEDULES),
@@ -156,6 +170,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "sample.num_images",
         "sample.batch_size",
         "mesh.fsdp",
+        "adapt.rank",
     ),
     "[0, inf)": (
         "prior_loss_weight",
@@ -166,6 +181,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "optim.weight_decay",
         "optim.grad_clip",
         "loss.min_snr_gamma",
+        "loss.offset_noise",
         "sampler.guidance_scale",
         "sampler.upscaler_guidance_scale",
         "sharding.min_bytes",
@@ -173,6 +189,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "restore.upscaler",
     ),
     "(0, inf)": (
+        "adapt.alpha",
         "optim.learning_rate",
         "optim.text_encoder_learning_rate",
         "upscaler.learning_rate",
@@ -180,7 +197,12 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
     "(0, 1)": ("train.prior_fraction",),
     "[0, 1)": ("train.ema_decay", "optim.b1", "optim.b2"),
     "[0, 1]": ("optim.final_fraction",),
-    "[0, 999]": ("upscaler.aug_level", "upscaler.sample_aug_level"),
+    "[0, 999]": (
+        "loss.first_step",
+        "loss.last_step",
+        "upscaler.aug_level",
+        "upscaler.sample_aug_level",
+    ),
     "[1, 1]": ("mesh.tensor",),
     "[0, 2147483647]": ("seed",),
 }

@@ -154,6 +154,12 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
         expected = "'base', 'upscaler' or both, in this order"
         yield Problem("stages", stages, expected, _write("stages", order or ("base",)))
 
+    try:
+        re.compile(c["adapt.targets"])
+    except re.error as error:
+        expected = f"a regular expression; this is none, {error}"
+        yield Problem("adapt.targets", c["adapt.targets"], expected, _default("adapt.targets"))
+
     tables: dict[str, Sequence[Any]] = {"adapt.train": (True, False)}
     tables["sharding.rules"] = CHOICES["sharding.rules"]
     for key, values in tables.items():
@@ -212,7 +218,8 @@ def _wrong_prompts(prompts: Sequence[Any]) -> Iterator[Problem]:
 
 
 def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
-    if c["prior_loss_weight"] > 0 and c["prior.num_images"] == 0:
+    drawn = c["prior_loss_weight"] > 0 and c["prior.kind"] == "images"
+    if drawn and c["prior.num_images"] == 0:
         expected = f"class images, because prior_loss_weight is {c['prior_loss_weight']}"
         instead = "Write --config.prior.num_images=64, or --config.prior_loss_weight=0."
         yield Problem("prior.num_images", 0, expected, instead)
@@ -220,6 +227,11 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
         expected = "a model, because stages has 'upscaler'"
         instead = f"{_default('upscaler_model')} Or: {_write('stages', ('base',))}"
         yield Problem("upscaler_model", c["upscaler_model"], expected, instead)
+
+    first, last = c["loss.first_step"], c["loss.last_step"]
+    if first > last:
+        instead = f"{_default('loss.first_step')} Or: {_default('loss.last_step')}"
+        yield Problem("loss.first_step", first, f"at most loss.last_step = {last}", instead)
 
     for stage in c["stages"]:
         own = {first: key for key, first in STAGE_KEYS.items() if c[key] is not None}

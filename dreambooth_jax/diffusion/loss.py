@@ -33,14 +33,16 @@ def denoising(
     noise: Array,
     t: Array,
     min_snr_gamma: float = 0.0,
+    target: Array | None = None,
 ) -> Array:
     """Mean squared error of the network's output per example: `[B,H,W,C or 2C] -> [B]`, float32.
 
     Channels after the first C are a learned variance; they are left alone here. γ = 0 means no
-    weighting.
+    weighting. target `[B,H,W,C]`: what the output is to be, instead of what x0 and noise make it.
     """
     output = output[..., : x0.shape[-1]].astype(jnp.float32)
-    error = jnp.square(output - process.target(schedule, x0, noise, t))
+    wanted = process.target(schedule, x0, noise, t) if target is None else target
+    error = jnp.square(output - wanted)
     per_example = error.mean(tuple(range(1, error.ndim)))
     if not min_snr_gamma:
         return per_example

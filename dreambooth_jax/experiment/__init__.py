@@ -52,8 +52,8 @@ def run(config: ConfigDict, folder: Path) -> Path:
         painter.grid(model.weights, "before")
 
         for kind in config.stages:  # "base", then "upscaler": the same code
-            tuned = tuning.fine_tune(kind, config, model, subject, prior, painter, workdir, stop)
-            model = model.with_weights(kind, tuned)
+            trained = tuning.fine_tune(kind, config, model, subject, prior, painter, workdir, stop)
+            model = model.with_trained(kind, tuning.adapter_of(config), trained)
 
         train.leave_if_asked(stop, "the training is finished and saved")
         painter.grid(model.weights, "after")

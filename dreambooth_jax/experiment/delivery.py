@@ -7,7 +7,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from dreambooth_jax import export, sharding, single_file, train
+from dreambooth_jax import adapt, export, sharding, train
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment import summary
 from dreambooth_jax.experiment.model import Model
@@ -21,7 +21,7 @@ def check(config: ConfigDict, model: Model) -> None:
     Raises:
       ValueError: there is no single-file layout for it.
     """
-    if config.export.single_file and single_file.layout(model.stages["base"]) is None:
+    if config.export.single_file and export.single_file.layout(model.stages["base"]) is None:
         raise ValueError(
             "export.single_file = True: only Stable Diffusion 1, 2 and XL have such a file. Write "
             "--config.export.single_file=False."
@@ -60,9 +60,19 @@ def deliver(
                 words={"identifier": words.identifier, "class_noun": words.class_noun},
                 tuned=kind in steps,
             )
+            if config.adapt.name == "lora" and kind in model.trained:
+                trained = {p: sharding.fetch(x) for p, x in model.trained[kind].items()}
+                export.lora_file.write(
+                    model.stages[kind],
+                    trained,
+                    folder / "lora",
+                    alpha=adapt.alpha_of(config.adapt),
+                    dtype=config.export.dtype,
+                    about=about,
+                )
             if config.export.single_file:
                 name = f"{words.identifier}_{words.class_noun}.safetensors".replace(" ", "_")
-                single_file.write(
+                export.single_file.write(
                     model.stages[kind], host, folder / name, dtype=config.export.dtype, about=about
                 )
     if jax.process_count() > 1:  # nobody leaves before all files are there

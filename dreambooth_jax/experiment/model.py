@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dreambooth_jax import tree
+from dreambooth_jax.adapt import Adapter
 from dreambooth_jax.pipeline import Stage
 
 
@@ -16,23 +17,29 @@ from dreambooth_jax.pipeline import Stage
 class Model:
     """The stages of a base model by kind, their weights, and fingerprints of the untouched weights.
 
-    UNets are on the mesh; a text encoder that is not trained stays on the host, since its work is
-    done once.
+    `trained` has the trained leaves of each stage that is fine-tuned. UNets are on the mesh; a text
+    encoder that is not trained stays on the host, since its work is done once.
     """
 
     stages: Mapping[str, Stage]
     weights: Mapping[str, tree.Flat]
     fingerprints: Mapping[str, str]
     mesh: Mesh
+    trained: Mapping[str, tree.Flat] = dataclasses.field(default_factory=dict)
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The stages there are, in the order in which a picture passes them."""
         return tuple(self.stages)
 
-    def with_weights(self, kind: str, flat: tree.Flat) -> "Model":
-        """The same model with other weights in one stage."""
-        return dataclasses.replace(self, weights={**self.weights, kind: flat})
+    def with_trained(self, kind: str, adapter: Adapter, trained: tree.Flat) -> "Model":
+        """The same model with one stage fine-tuned: its weights, and what was trained of them."""
+        flat = adapter.combine(dict(self.weights[kind]), trained)
+        return dataclasses.replace(
+            self,
+            weights={**self.weights, kind: flat},
+            trained={**self.trained, kind: trained},
+        )
 
 
 def compute_dtype(config: ConfigDict) -> Any:

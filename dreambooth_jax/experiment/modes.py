@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 
 from dreambooth_jax import checkpoint, sharding, tree
 from dreambooth_jax import config as configs
-from dreambooth_jax.adapt import ADAPTERS
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.experiment import delivery, setup
 from dreambooth_jax.experiment.model import Model
 from dreambooth_jax.experiment.painter import Painter
+from dreambooth_jax.experiment.tuning import adapter_of
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.signals import GracefulStop
 
@@ -75,9 +75,7 @@ def restored(config: ConfigDict, model: Model, workdir: Workdir) -> tuple[Model,
         if found is None:
             continue
         trained, steps[kind] = found
-        adapter = ADAPTERS[config.adapt.name]
-        weights = {**model.weights[kind], **adapter.combine({}, trained)}
-        tuned = tuned.with_weights(kind, weights)
+        tuned = tuned.with_trained(kind, adapter_of(config), trained)
     logging.info("Weights: %s.", named(steps))
     return tuned, steps
 
@@ -88,7 +86,7 @@ def _trained(
     """What a checkpoint of a stage keeps of its training: the averaged weights, if there are."""
     c = configs.for_stage(config, kind)
     rules = configs.trainable_rules(c)
-    trainable, _ = ADAPTERS[c.adapt.name].init(dict(model.weights[kind]), rules)
+    trainable, _ = adapter_of(config).init(dict(model.weights[kind]), rules)
     whole = sharding.replicated(model.mesh)
     like = {
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", whole))

@@ -165,7 +165,7 @@ def prior(
       PriorError: they cannot be used, or cannot be made.
       Interrupted: a signal came; those drawn so far are kept.
     """
-    if config.prior_loss_weight == 0:
+    if config.prior_loss_weight == 0 or config.prior.kind != "images":
         return None
 
     def draw(seeds: Sequence[int]) -> list[np.ndarray]:

@@ -32,7 +32,7 @@ def model_card(config: ConfigDict, subject: Words, kind: str, num_steps: int) ->
         "adapted": config.adapt.name if tuned else "none",
         "text encoder trained": bool(config.train.text_encoder) if tuned else False,
         "prior_loss_weight": config.prior_loss_weight,
-        "class images": config.prior.num_images if config.prior_loss_weight else 0,
+        "prior": config.prior.kind if config.prior_loss_weight else "none",
         "seed": config.seed,
     }
 
@@ -63,9 +63,7 @@ def write(
     grids = grids_of(config, workdir, subject)
     lines = workdir.scalars()
     seconds = workdir.timings()
-    trained = sum(
-        tree.count(tree.split(model.weights[kind], _trained(config))[0]) for kind in config.stages
-    )
+    trained = sum(tree.count(model.trained[kind]) for kind in config.stages)
     steps = [str(configs.for_stage(config, kind).train.num_steps) for kind in config.stages]
     device = model.mesh.devices.flat[0]
 
@@ -154,11 +152,6 @@ def write(
         cover=[grids["after"][p][0] for p in prompts[:4]],
     )
     return workdir.report
-
-
-def _trained(config: ConfigDict) -> Any:
-    rules = configs.trainable_rules(config)
-    return lambda path: tree.first_match(path, rules, what="adapt.train")
 
 
 def _files(workdir: Workdir) -> list[tuple[str, str]]:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from dreambooth_jax import checkpoint, optim, sharding, train, tree
+from dreambooth_jax import adapt, checkpoint, optim, sharding, train, tree
 from dreambooth_jax import config as configs
-from dreambooth_jax.adapt import ADAPTERS
 from dreambooth_jax.data import images
 from dreambooth_jax.data.batches import Pictures, SubjectBatches, split_rows
 from dreambooth_jax.data.prior import Prior
@@ -33,14 +33,14 @@ def fine_tune(
     workdir: Workdir,
     stop: GracefulStop,
 ) -> tree.Flat:
-    """The weights of stage `kind` after its training; goes on from the newest intact checkpoint.
+    """What was trained of stage `kind`; goes on from the newest intact checkpoint.
 
     Raises:
       CheckpointError: no intact checkpoint, or no space for one.
       Interrupted, NonFiniteError: see `train.fit`.
     """
     c = configs.for_stage(config, kind)
-    stage, adapter = model.stages[kind], ADAPTERS[c.adapt.name]
+    stage, adapter = model.stages[kind], adapter_of(config)
     rows_at_once = c.train.batch_size // c.train.accumulate
     sharding.check_rows(rows_at_once, model.mesh, key=f"batch_size of stage {kind!r}")
     trainable, frozen_weights = adapter.init(dict(model.weights[kind]), configs.trainable_rules(c))
@@ -59,6 +59,11 @@ def fine_tune(
             "weights": tree.split(frozen_weights, lambda path: path.startswith("unet/"))[0],
             "table": text.table,
         }
+    if by_prediction := c.prior_loss_weight > 0 and c.prior.kind == "prediction":
+        frozen["table"] = text.table  # of the untouched text encoder, too
+        if not adapter.keeps_base:  # a second copy: the trained one is overwritten in place
+            unet = tree.split(trainable, lambda path: path.startswith("unet/"))[0]
+            frozen["before"] = jax.tree.map(jnp.copy, unet)
     rows = text.rows([subject.instance_prompt, subject.class_prompt])
     source = batches(kind, c, model, subject, prior, rows=rows)
     recipe = train.Recipe(
@@ -69,6 +74,9 @@ def fine_tune(
         ema_decay=c.train.ema_decay,
         dtype=compute_dtype(c),
         aug_levels=(c.upscaler.aug_level, c.upscaler.aug_level),
+        time_steps=(c.loss.first_step, c.loss.last_step),
+        offset_noise=c.loss.offset_noise,
+        prior_by_prediction=by_prediction,
     )
     run = train.compiled(
         trainable,
@@ -84,9 +92,8 @@ def fine_tune(
     logging.info("%s", announcement(kind, c, model, trainable, run.state))
     frozen = jax.device_put(frozen, run.frozen)
 
-    def whole(state: train.TrainState) -> tree.Flat:
-        trained = state.trainable if state.ema is None else state.ema
-        return {**model.weights[kind], **adapter.combine({}, trained)}
+    def trained(state: train.TrainState) -> tree.Flat:
+        return state.trainable if state.ema is None else state.ema
 
     checkpoints = checkpoint.Checkpoints(
         workdir.checkpoints(kind),
@@ -126,10 +133,15 @@ def fine_tune(
                 checkpoints=checkpoints,
                 stop=stop,
                 on_sample=lambda step, now: painter.grid(
-                    {**model.weights, kind: whole(now)}, f"{kind}-{step:06d}"
+                    model.with_trained(kind, adapter, trained(now)).weights, f"{kind}-{step:06d}"
                 ),
             )
-    return whole(state)
+    return trained(state)
+
+
+def adapter_of(config: ConfigDict) -> adapt.Adapter:
+    """The way in which the run's settings adapt a stage."""
+    return adapt.make(config.adapt, seed=config.seed)
 
 
 def batches(
@@ -149,6 +161,8 @@ def batches(
     photos = Pictures(images.to_float(subject.pixels[stage.size]), low, sizes=sizes)
     photos = photos.with_mirrored() if c.subject.flip else photos
     class_pictures = None
+    if c.prior_loss_weight > 0 and c.prior.kind == "prediction":
+        class_pictures = photos  # under the class prompt; what the base says of them is the target
     if prior is not None:
         made = prior.images if kind == "upscaler" or prior.low_res is None else prior.low_res
         below = prior.low_res if kind == "upscaler" else None

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
-from dreambooth_jax import tree, weights
+from dreambooth_jax import weights
 from dreambooth_jax.pipeline import Stage
 
 Tensors = dict[str, np.ndarray]
@@ -72,7 +71,7 @@ def _renamed(key: str, rules: Rules) -> str:
     return key
 
 
-def _unet_name(keys: Iterable[str]) -> Callable[[str], str]:
+def unet_name(keys: Iterable[str]) -> Callable[[str], str]:
     """A function from diffusers' keys to the original ones; counts the blocks of these keys."""
     keys = set(keys)
     layers = 1 + max(int(m[1]) for key in keys if (m := re.match(r"down_.*?resnets\.(\d+)", key)))
@@ -100,7 +99,7 @@ def _unet_name(keys: Iterable[str]) -> Callable[[str], str]:
 
 
 def _unet(tensors: Tensors) -> Tensors:
-    name = _unet_name(tensors)
+    name = unet_name(tensors)
     return {name(key): value for key, value in tensors.items()}
 
 
@@ -215,14 +214,7 @@ def write(
     part = file.with_suffix(".tmp")
     try:
         weights.save(part, tensors, metadata=metadata)
-        with safe_open(str(part), framework="numpy") as found:
-            tree.check_keys(tensors, found.keys(), what=f"tensors in {part}")
-            for key, value in tensors.items():
-                if found.get_tensor(key).tobytes() != value.tobytes():
-                    raise ValueError(
-                        f"{part}: {key} read back differs from what was written: is the disk full "
-                        "or failing?"
-                    )
+        weights.verify(part, tensors)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

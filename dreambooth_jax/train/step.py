@@ -1,6 +1,6 @@
-"""Training one stage: the pure step, its compilation over a mesh, and the loop.
+"""The pure train step of one stage, and its compilation over a mesh.
 
-    loss_fn → train_step (pure) → compiled (jit with shardings, the state donated) → fit (the loop)
+    loss_fn → train_step (pure) → compiled (jit with shardings, the state donated)
 
 A batch is small arrays: `mean` `[B,H,W,C]`, `prompt` int32 `[B]`, `is_prior` bool `[B]`; a latent
 model's adds `std` `[B,H,W,C]`, SDXL's `sizes` `[B,6]`, an upscaler's `low_res` `[B,h,w,C]`, a
@@ -9,18 +9,14 @@ trained text encoder's the tokens (`pipeline.TOKENS`), int32 `[P,L]`.
 
 import dataclasses
 import functools
-import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from dreambooth_jax import optim, rng, sharding, tree
 from dreambooth_jax.adapt import Adapter
@@ -29,6 +25,7 @@ from dreambooth_jax.pipeline import TOKENS, Stage
 
 Array = jax.Array
 Batch = Mapping[str, Any]
+_FROM_BATCH = ("prompt", "is_prior", "sizes", *TOKENS)
 
 
 @struct.dataclass
@@ -49,7 +46,9 @@ class TrainState:
 class Recipe:
     """What shapes a step and never changes in a run.
 
-    `aug_levels` are the first and last level of the noise on the low-res input, as time steps.
+    `aug_levels` are the first and last level of the noise on the low-res input, as time steps,
+    `time_steps` those that x0 is noised to. With `prior_by_prediction` a class row's target is what
+    the untouched model says (`frozen["before"]`), not its picture.
     """
 
     seed: int
@@ -59,11 +58,10 @@ class Recipe:
     ema_decay: float = 0.0
     dtype: Any = jnp.float32
     aug_levels: tuple[int, int] = (0, 0)
+    time_steps: tuple[int, int] = (0, 999)
+    offset_noise: float = 0.0
+    prior_by_prediction: bool = False
     remat: bool = False
-
-
-class NonFiniteError(RuntimeError):
-    """The run was stopped after too many non-finite steps in a row."""
 
 
 def draw(stage: Stage, recipe: Recipe, batch: Batch, step: Array) -> dict[str, Array]:
@@ -78,10 +76,17 @@ def draw(stage: Stage, recipe: Recipe, batch: Batch, step: Array) -> dict[str, A
 
     if "std" in batch:  # a latent is drawn anew each time, as its encoder means it
         x0 = x0 + batch["std"] * jax.random.normal(key("latent"), x0.shape)
+    first, last = recipe.time_steps
+    stop = min(last + 1, stage.schedule.num_steps)
+    noise = jax.random.normal(key("noise"), x0.shape)
+    if recipe.offset_noise:  # lets the mean brightness change
+        channels = (x0.shape[0], 1, 1, x0.shape[-1])
+        shared = jax.random.normal(key("offset_noise"), channels)
+        noise = noise + recipe.offset_noise * jnp.broadcast_to(shared, x0.shape)
     drawn = {
         "x0": x0,
-        "t": jax.random.randint(key("t"), x0.shape[:1], 0, stage.schedule.num_steps),
-        "noise": jax.random.normal(key("noise"), x0.shape),
+        "t": jax.random.randint(key("t"), x0.shape[:1], first, stop),
+        "noise": noise,
     }
     if "low_res" in batch:
         first, last = recipe.aug_levels
@@ -108,16 +113,20 @@ def loss_fn(
     else:
         table = jax.tree.map(lambda x: x.astype(recipe.dtype), frozen["table"])
     xt = process.add_noise(stage.schedule, rows["x0"], rows["noise"], rows["t"])
-    output = stage.predict(
-        params,
-        xt,
-        rows["t"],
-        jax.tree.map(lambda x: x[rows["prompt"]], table),
-        condition=rows.get("condition"),
-        noise_level=rows.get("noise_level"),
-        sizes=rows.get("sizes"),
-        remat=recipe.remat,
-    )
+    extra = {name: rows[name] for name in ("condition", "noise_level", "sizes") if name in rows}
+
+    def predict(params: tree.Flat, table: Any, remat: bool) -> Array:
+        text = jax.tree.map(lambda x: x[rows["prompt"]], table)
+        return stage.predict(params, xt, rows["t"], text, **extra, remat=remat)
+
+    output = predict(params, table, recipe.remat)
+    target = None
+    if recipe.prior_by_prediction:
+        before = jax.tree.map(lambda x: x.astype(recipe.dtype), frozen["table"])
+        said = predict({**frozen["weights"], **frozen.get("before", {})}, before, False)
+        said = jax.lax.stop_gradient(said[..., : xt.shape[-1]])
+        plain = process.target(stage.schedule, rows["x0"], rows["noise"], rows["t"])
+        target = jnp.where(rows["is_prior"][:, None, None, None], said, plain)
     per_example = loss.denoising(
         stage.schedule,
         output,
@@ -125,6 +134,7 @@ def loss_fn(
         noise=rows["noise"],
         t=rows["t"],
         min_snr_gamma=recipe.min_snr_gamma,
+        target=target,
     )
     return loss.with_prior(per_example, rows["weights"])
 
@@ -174,7 +184,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step; where loss or gradient is not finite, only the counters change."""
     rows: dict[str, Any] = draw(stage, recipe, batch, state.step)
-    rows |= {name: batch[name] for name in ("prompt", "sizes", *TOKENS) if name in batch}
+    rows |= {name: batch[name] for name in _FROM_BATCH if name in batch}
     rows["weights"] = loss.row_weights(batch["is_prior"], recipe.prior_loss_weight)
     value, parts, grads = gradients(
         state.trainable, frozen, rows, recipe=recipe, stage=stage, adapter=adapter
@@ -243,6 +253,8 @@ def compiled(
     abstract = jax.eval_shape(init, dict(trainable))
     states = sharding.like_parameters(abstract, by_path, trainable, mesh)
     frozen_shardings: dict[str, Any] = {"weights": place(frozen["weights"])}
+    if "before" in frozen:
+        frozen_shardings["before"] = place(frozen["before"])
     if "table" in frozen:
         frozen_shardings["table"] = jax.tree.map(lambda _: whole, frozen["table"])
     step = functools.partial(train_step, stage=stage, recipe=recipe, adapter=adapter, tx=tx)
@@ -262,135 +274,3 @@ def compiled(
         frozen=frozen_shardings,
         mesh=mesh,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Pace:
-    """How long a stage trains, and how often the loop does something else, in optimizer steps."""
-
-    num_steps: int
-    log_every: int
-    checkpoint_every: int
-    sample_every: int
-    max_bad_steps: int
-
-
-class Interrupted(RuntimeError):
-    """A signal asked the run to stop, all is saved; `exit_code` is 128 + the signal's number."""
-
-    def __init__(self, message: str, *, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-def leave_if_asked(stop: Any, kept: str) -> None:
-    """Between the parts of a run; with several processes all call it together.
-
-    Raises:
-      Interrupted: a signal came; `kept` tells what there is to go on from.
-    """
-    if stop is not None and (name := stop.agreed()):
-        raise Interrupted(
-            f"{name} received: {kept}. Run the same command to go on.", exit_code=stop.exit_code
-        )
-
-
-def fit(
-    run: Compiled,
-    state: TrainState,
-    frozen: Any,
-    batch_at: Callable[[int], Batch],
-    *,
-    pace: Pace,
-    label: str,
-    writer: Any,
-    checkpoints: Any = None,
-    stop: Any = None,
-    on_sample: Callable[[int, TrainState], None] | None = None,
-) -> TrainState:
-    """Trains from `state.step` to `pace.num_steps`.
-
-    Metrics of step n are fetched after step n + 1 was dispatched, so the device never waits for the
-    host. A request to stop (`signals.GracefulStop`) is honoured after the step at hand: a
-    checkpoint is saved first.
-
-    Raises:
-      Interrupted: a signal came; the message says how to go on.
-      NonFiniteError: more than `pace.max_bad_steps` steps in a row were not finite.
-    """
-    first = int(state.step)
-    pending: list[tuple[int, dict[str, jax.Array]]] = []
-    seen: list[dict[str, float]] = []
-    since = time.monotonic()
-    bar = tqdm(
-        total=pace.num_steps,
-        initial=first,
-        desc=label,
-        unit="step",
-        disable=jax.process_index() != 0,
-        mininterval=0.5 if sys.stderr.isatty() else 15,
-    )
-
-    def take(step: int, metrics: dict[str, jax.Array]) -> None:
-        nonlocal since
-        values = {name: float(value) for name, value in metrics.items()}
-        if values["bad_steps"] > pace.max_bad_steps:
-            raise NonFiniteError(
-                f"{label}: {int(values['bad_steps'])} steps in a row, up to step {step}, had a "
-                f"loss or gradient that is not finite (loss {values['loss']}, grad_norm "
-                f"{values['grad_norm']}). No weight was changed by them. Lower "
-                "optim.learning_rate, or set dtype='float32'; checkpoints hold the last good state."
-            )
-        seen.append(values)
-        bar.update(1)
-        bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-        if (step + 1) % pace.log_every == 0 or step + 1 == pace.num_steps:
-            good = [v for v in seen if not v["bad_steps"]] or seen
-            names = [name for name in good[0] if name != "bad_steps"]
-            mean = {f"{label}/{name}": float(np.mean([v[name] for v in good])) for name in names}
-            mean[f"{label}/skipped_steps"] = float(sum(v["bad_steps"] > 0 for v in seen))
-            mean[f"{label}/steps_per_second"] = len(seen) / max(time.monotonic() - since, 1e-9)
-            writer.write_scalars(step + 1, mean)
-            since = time.monotonic()
-            seen.clear()
-
-    def sample(step: int) -> None:
-        nonlocal since
-        assert on_sample is not None
-        started = time.monotonic()
-        on_sample(step, state)
-        since += time.monotonic() - started  # no part of the speed of the steps
-
-    sampled = on_sample is not None and pace.sample_every > 0
-    with bar:
-        if sampled and first and first % pace.sample_every == 0:
-            sample(first)  # again: the run may have been killed before they were drawn
-        for step in range(first, pace.num_steps):
-            state, metrics = run.step(state, frozen, run.put_batch(batch_at(step)))
-            pending.append((step, metrics))
-            done = step + 1
-            last = done == pace.num_steps
-            saving = checkpoints is not None and (last or done % pace.checkpoint_every == 0)
-            sampling = sampled and done % pace.sample_every == 0
-            # With several processes the question is a collective: it is asked now and then, and
-            # not while a step is under way (on CPU the two would wait for each other for ever).
-            together = jax.process_count() > 1 and (saving or done % pace.log_every == 0)
-            while len(pending) > (0 if saving or sampling or together or last else 1):
-                take(*pending.pop(0))
-            asking = stop is not None and (together or jax.process_count() == 1)
-            stopping = stop.agreed() if asking else None
-            while stopping and pending:
-                take(*pending.pop(0))
-            if saving or (stopping and checkpoints is not None):
-                checkpoints.save(done, state)
-            if stopping:
-                if checkpoints is not None:
-                    checkpoints.wait()
-                raise Interrupted(
-                    f"{stopping} received: {label} is saved at step {done}. "
-                    "Run the same command to go on.",
-                    exit_code=stop.exit_code,
-                )
-            if sampling:
-                sample(done)
-    return state

@@ -1,0 +1,10 @@
+"""What a run hands over, each file read back and compared before it takes its place.
+
+A diffusers folder per stage (`folder`), one file for A1111 and ComfyUI (`single_file`), LoRA files
+under the keys of PEFT and kohya (`lora_file`).
+"""
+
+from dreambooth_jax.export import lora_file, single_file
+from dreambooth_jax.export.folder import diffusers_folder, words_in
+
+__all__ = ["diffusers_folder", "lora_file", "single_file", "words_in"]

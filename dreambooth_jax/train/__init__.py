@@ -1,0 +1,36 @@
+"""Training one stage: the pure step, its compilation over a mesh, and the loop.
+
+loss_fn → train_step (pure) → compiled (jit with shardings, the state donated) → fit (the loop)
+"""
+
+from dreambooth_jax.train.loop import Interrupted, NonFiniteError, Pace, fit, leave_if_asked
+from dreambooth_jax.train.step import (
+    Batch,
+    Compiled,
+    Recipe,
+    TrainState,
+    compiled,
+    draw,
+    gradients,
+    initial_state,
+    loss_fn,
+    train_step,
+)
+
+__all__ = [
+    "Batch",
+    "Compiled",
+    "Interrupted",
+    "NonFiniteError",
+    "Pace",
+    "Recipe",
+    "TrainState",
+    "compiled",
+    "draw",
+    "fit",
+    "gradients",
+    "initial_state",
+    "leave_if_asked",
+    "loss_fn",
+    "train_step",
+]
