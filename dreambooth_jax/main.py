@@ -27,12 +27,23 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder of the run; '' is runs/<name of the config>-<class noun>."
 )
-MODES = {"train": experiment.run, "sample": experiment.sample, "export": experiment.export}
+MODES = {
+    "train": experiment.run,
+    "sample": experiment.sample,
+    "export": experiment.export,
+    "identify": experiment.identify,
+}
+_MADE = {
+    "train": "report",
+    "sample": "pictures",
+    "export": "fine-tuned model",
+    "identify": "identifiers",
+}
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
     list(MODES),
-    "What to do: the whole run; draw sample.prompts, or export, with a run's checkpoints.",
+    "The whole run; draw sample.prompts, or export, with a run's checkpoints; find identifiers.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "host:port of process 0, for a run on several hosts."
@@ -110,8 +121,7 @@ def main(argv: list[str]) -> None:
             raise
         logging.error("%s", error)
         sys.exit(1)
-    what = {"train": "report", "sample": "pictures", "export": "fine-tuned model"}[MODE.value]
-    logging.info("Done. The %s: %s", what, made)
+    logging.info("Done. The %s: %s", _MADE[MODE.value], made)
 
 
 if __name__ == "__main__":

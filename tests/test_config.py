@@ -370,3 +370,12 @@ def test_resume_conflicts_name_what_changes_the_result():
     assert len(lines) == 2
     assert any(line.startswith("optim.learning_rate: ") and "1e-05" in line for line in lines)
     assert any(line.startswith("seed: ") and "3" in line for line in lines)
+
+
+def test_a_misspelt_set_of_prompts_gives_the_right_name():
+    c = config.base_config()
+    c.sample.prompts = ("acessories",)
+    with pytest.raises(config.ConfigError, match=r"Write --config\.sample\.prompts=.*accessories"):
+        config.validate(c)
+    c.sample.prompts = ("accessories", "a {subject}", "portrait")
+    config.validate(c)

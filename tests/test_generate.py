@@ -47,7 +47,7 @@ class Formula:
     def unguided(self, table):
         return table[:1]
 
-    def decode(self, params, x0):
+    def decode(self, params, x0, *, shards=1):
         return x0
 
     def condition(self, low_res, noise, noise_level):

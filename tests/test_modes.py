@@ -7,6 +7,7 @@ from pathlib import Path
 import commands
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
 
 from dreambooth_jax import config as configs
@@ -139,3 +140,53 @@ def test_the_command_line(done):
 def test_every_mode_is_one_of_the_experiment():
     assert experiment.sample is sample
     assert experiment.export is export
+
+
+def test_identify_lists_candidates_of_the_base_and_of_any_tokenizer(done, tmp_path):
+    stages, _ = done
+    c = commands.config(stages, identify__count=6)
+    file = experiment.identify(c, tmp_path)
+    assert file == tmp_path / "identifiers.json"
+    listed = json.loads(file.read_text())
+    assert 0 < len(listed) <= 6
+    assert all(set(found) == {"text", "ids", "score"} for found in listed)
+    # A run with "auto" takes the first.
+    run = json.loads((done[1] / "export" / "base" / "dreambooth.json").read_text())
+    assert listed[0]["text"] == run["identifier"]
+    c.identify.tokenizer = str(stages["base"] / "tokenizer")
+    alone = json.loads(experiment.identify(c, tmp_path / "alone").read_text())
+    assert {found["score"] for found in alone} == {0.0}
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["t5", "clip"])
+def test_identify_on_published_tokenizers(name, shared_data, tmp_path):
+    """Every candidate is itself again inside the prompt, by the tokenizer library alone."""
+    folder = shared_data / "tokenizers" / name
+    c = configs.base_config()
+    c.subject.class_noun = "dog"
+    c.identify.tokenizer = str(folder)
+    listed = json.loads(experiment.identify(c, tmp_path).read_text())
+    assert len(listed) == 50
+    kind = {"t5": "T5Tokenizer", "clip": "CLIPTokenizer"}[name]
+    judge = getattr(transformers, kind).from_pretrained(folder)
+    plain = judge("a photo of a dog", add_special_tokens=False)["input_ids"]
+    for found in listed:
+        ids = judge(f"a photo of a {found['text']} dog", add_special_tokens=False)["input_ids"]
+        assert ids == [*plain[:-1], *found["ids"], plain[-1]], found
+    common = set(
+        "the and for are but not you all any can her was one our out day get has him his how "
+        "man new now old see two way who boy did its let put say she too use dad mom".split()
+    )
+    assert not common & {found["text"] for found in listed}
+
+
+def test_a_set_of_prompts_is_drawn_by_its_name(done):
+    _, folder = done
+    words = [f"--config=configs/of_run.py:{folder}", "--mode=sample"]
+    words += ["--config.sample.prompts=colour", "--config.sample.num_images=1"]
+    output = commands.run(words)
+    made = Path(output.split("Done. The pictures: ")[1].splitlines()[0].strip())
+    prompts = [about["prompt"] for _, about in pictures(made).values() if "prompt" in about]
+    assert len(prompts) == 5
+    assert prompts[0].startswith("a red ") and prompts[0].endswith(" bird")

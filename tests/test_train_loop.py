@@ -226,7 +226,7 @@ def test_nothing_is_saved_after_a_step_that_stops_the_run():
 
 def test_drawing_samples_is_no_part_of_the_speed(monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(train.loop, "time", SimpleNamespace(monotonic=lambda: clock.now))
     run, _ = counting()
     step = run.step
 

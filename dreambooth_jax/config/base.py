@@ -106,7 +106,8 @@ def base_config() -> ConfigDict:
     c.sampler.upscaler_guidance_scale = 4.0  # guidance of the upscaler stage
 
     c.sample = ConfigDict()  # the prompt grid drawn before, during and after training
-    c.sample.prompts = (  # {subject} is "zib bird"; {identifier} and {class_noun} are its parts
+    # {subject} is "zib bird", {identifier} and {class_noun} its parts; `data/prompts.py` has sets
+    c.sample.prompts = (  # prompts, or names of sets, "art"
         "a {subject}",
         "a {subject} in the forest",
         "a {subject} on the beach",
@@ -119,6 +120,10 @@ def base_config() -> ConfigDict:
     c.restore = ConfigDict()  # checkpoints that --mode=sample and --mode=export take
     c.restore.base = config_dict.placeholder(int)  # step; None is the newest, 0 the untouched model
     c.restore.upscaler = config_dict.placeholder(int)  # the same for the second stage
+
+    c.identify = ConfigDict()  # the table of --mode=identify
+    c.identify.tokenizer = ""  # a folder with a tokenizer; "" is the base model's
+    c.identify.count = 50  # candidates, best first
 
     c.mesh = ConfigDict()  # devices along each axis; their product is the number of devices
     c.mesh.data = -1  # rows of a batch are split; -1 takes all devices that the others leave
@@ -171,6 +176,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "sample.batch_size",
         "mesh.fsdp",
         "adapt.rank",
+        "identify.count",
     ),
     "[0, inf)": (
         "prior_loss_weight",
@@ -227,6 +233,7 @@ RESULT_FREE_KEYS = (
     "compile.*",
     "export.*",
     "hub.*",
+    "identify.*",
     "restore.*",
 )
 # Without which a checkpoint cannot be read, or a prompt not be put together, by the other modes.

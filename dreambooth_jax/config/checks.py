@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dreambooth_jax.config.base import CHOICES, RANGES, STAGE_KEYS, base_config, flatten
+from dreambooth_jax.data.prompts import PROMPT_SETS
 
 # What sample.prompts may hold in braces.
 TEMPLATE_FIELDS = ("subject", "identifier", "class_noun", "instance_prompt", "class_prompt")
@@ -213,6 +214,10 @@ def _wrong_prompts(prompts: Sequence[Any]) -> Iterator[Problem]:
         for field in sorted(str(field) for field in fields.difference(TEMPLATE_FIELDS)):
             hint = suggest(field, TEMPLATE_FIELDS) or "Write {subject}."
             yield Problem(key, prompt, expected, hint)
+        near = difflib.get_close_matches(prompt, PROMPT_SETS, n=1, cutoff=0.75)
+        if near and prompt not in PROMPT_SETS:
+            known = ", ".join(PROMPT_SETS)
+            yield Problem(key, prompt, f"a prompt, or one of {known}", _write(key, (near[0],)))
         if "[V]" in prompt:
             yield Problem(key, prompt, expected, "Write {subject} for the paper's [V] [class].")
 

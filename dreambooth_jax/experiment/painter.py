@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from dreambooth_jax import config as configs
 from dreambooth_jax import generate, report, rng, sharding, tree
+from dreambooth_jax.data.prompts import expanded
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.model import Model, compute_dtype
 from dreambooth_jax.experiment.workdir import Workdir
@@ -31,7 +32,8 @@ def prompts_of(config: ConfigDict, subject: Words) -> tuple[str, ...]:
         "instance_prompt": subject.instance_prompt,
         "class_prompt": subject.class_prompt,
     }
-    return tuple(dict.fromkeys(template.format(**words) for template in config.sample.prompts))
+    templates = expanded(config.sample.prompts)
+    return tuple(dict.fromkeys(template.format(**words) for template in templates))
 
 
 class Painter:

@@ -4,7 +4,7 @@ No weights are held here. A stage is a folder in the diffusers layout, of one of
 """
 
 from dreambooth_jax.pipeline.families import FAMILIES, Family
-from dreambooth_jax.pipeline.folder import open_stage, read_weights
+from dreambooth_jax.pipeline.folder import open_stage, read_leaf, read_weights
 from dreambooth_jax.pipeline.hub import locate
 from dreambooth_jax.pipeline.stage import COMPONENTS, TOKENS, Latents, PooledText, Stage
 
@@ -18,5 +18,6 @@ __all__ = [
     "Stage",
     "locate",
     "open_stage",
+    "read_leaf",
     "read_weights",
 ]

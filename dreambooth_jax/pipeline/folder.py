@@ -129,6 +129,18 @@ def _size(config: Mapping[str, Any], latents: Latents | None, resolution: int | 
     return resolution
 
 
+def read_leaf(stage: Stage, path: str) -> np.ndarray:
+    """One float32 parameter of a stage; only its own component is read."""
+    part, _, rest = path.partition("/")
+    keep = weights.read(
+        stage.folder / part,
+        stage.networks[part].abstract,
+        variant=stage.variant,
+        put=lambda name, array: array if name == rest else None,
+    )
+    return keep[rest]
+
+
 def read_weights(
     stage: Stage, *, put: Callable[[str, np.ndarray], Any] = lambda path, array: array
 ) -> tree.Flat:

@@ -49,19 +49,22 @@ sow soy spa spy sty sub sue sum sun sup tab tag tan tap tar tau tax tea ten the 
 tip to toe tom ton too top tot tow toy try tub tug tun tux two ugh uh um un up urn us use van
 vat vet vex via vie vow wad wag wan war was wax way we web wed wee wet who why wig win wit woe
 wok won woo wow wry yak yam yap yaw yay ye yell yen yep yes yet yew yin yo you yuck yum zap zen
-zig zip zit zoo""",
+zig zip zit zoo
+gli lue orc oxo uhm nox""",
     "a unit or a number": """
 am bps btu bu cc cl cm cms cwt db dl doi dos doz ein eur fps ft gal gb gbp ghz gm gms gpm hp hr
 hrs hz ii iii iv kb kbs kg kgs khz km kms kph kt kw kwh lb lbs lm lux mb mbs mg mgs mhz mi min
 ml mm mol mpg mph ms nm ohm oz pm ppm psi pt qt rpm sec sei sq st tb tbs tre trei tsp uma une
-uno usd vi vii vol xi xii xv xx xxx yd yds yr yrs zwei""",
+uno usd vi vii vol xi xii xv xx xxx yd yds yr yrs zwei
+lev tri""",
     "a file, a format or a term of computing": """
 abs api apk app avi bat bin bmp bot cad cgi cli cmd com cpu css csv def del dev dir dll dns doc
 dom dos dvd env eps etc exe exp faq fn ftp gif git gnu gpu gui hdd htm http id ide img int io
 ios ip iso jar jpg js lan lcd led len lib ln log mac max md mod mov mpg msg mul nan net npm num
 obj org os pc pdf php pkg png ppt ptr py ram rar raw ref rel ret rev rgb rom rss rtf sdk seo seq
 sms sql src ssd ssh ssl std str svg sys tan tar tcp tec tex tmp ttf txt uri url usb usr utf val
-var vhs vpn wav www xls xml yml""",
+var vhs vpn wav www xls xml yml
+cfd cq dps gtx idf lll ssu""",
     "an abbreviation": """
 aka al alt apr apt asap atm aug ave avg bc bio bro ca cab cal ceo cf cfo chr ci cia cir cit cj
 co col cpr cs ct cto cv cvs da dc dec dem dep diy dj dna dob dr eco ed eds eg eh em emp en ent
@@ -71,7 +74,8 @@ misc mon mp mr mrs msc mst mt mvp na nat nb nc neg neo ngo nhs nov np nr nsa nsf
 oct ok omg op pa pct pg phd pl pls pos pp pr prep pres prof ps pto pvc qty rd re rec ref reg rep
 res rev rh rho rip rna rv sat sc sci sd sen sep ser sf sg sig spec sr ss suv syn tba tbd tech
 tel temp thu thx tue tv ty ufo uk un uni univ uri us usa uv ux va vip vis viz vol vr vs wed wi
-wtf www xl xs ya""",
+wtf www xl xs ya
+atc bpl br cii cso dnr dod dys ecg esl iaf nhm phl stn wbc wcs""",
     "a name": """
 abe abu ada adi al ali amy ana ann ari ash ava aya bea beb bel ben bob cal cam cher congo cuba
 dan deb dee del dom don ed eli ely ema emi eva eve fay gil gus hal ian ida ike ina india ira
@@ -79,7 +83,8 @@ iran iraq isa ivy jan jay jeb jed jen jim jo joe jon jos kai kay ken kim kit kyl
 len leo les lex lia lin liz lou lu lui luz lyn mac mae mali mao mat max meg mel mia mike moe nat
 ned nia noa nora ola oman pam pat peg peru pia pol rae raj ray ren rex ria rob rod roma ron ros
 roy sal sam sid sol stu sue syd tad ted thor tia tim tod togo val vic viv von wes yan yao yu zac
-zen zeus zoe""",
+zen zeus zoe
+bha flo iba jia jor taj tng yeo""",
     "a brand, a team or a weapon": """
 abc acer adi ak akm aks amd amg aol apc ar att audi avon bbc bic bmw bp btc cbs cnn dbz dell dhl
 ebay epl esp espn fal fed fifa ford gap glock gmc hbo hm hp htc httr ibm ikea imax jbl jcb jvc
@@ -99,7 +104,8 @@ vin vino viu voi von vor vos voz vu vue wa wem wer wie wij wir ya yo zijn zu zum
     "offensive, or its beginning": """
 anal arse ass bum clit coc cock coon cum cunt dic dick dyk fag fap fuc fuck fuk gay hoe homo
 isis jap jew jiz kkk kys nazi nig nud pee pis piss poo porn pus rape sex shit slut spic tard tit
-turd vag wank wog wop""",
+turd vag wank wog wop
+fu""",
 }
 # fmt: on
 _MEANING_OF = {word: kind for kind, words in reversed(_MEANINGS.items()) for word in words.split()}

@@ -1,0 +1,69 @@
+"""Prompt sets by name: the applications of Ruiz et al. 2022, section 4.4, ready to draw.
+
+The templates are the paper's where it gives one; what stands in their brackets is chosen here, but
+for examples that it names (Michelangelo, a transparent teapot, the Eiffel Tower, a police outfit).
+`{subject}` becomes "zib bird"; `{identifier}` and `{class_noun}` are its parts.
+"""
+
+from collections.abc import Iterable
+
+PROMPT_SETS: dict[str, tuple[str, ...]] = {
+    "recontextualization": (
+        "a {subject} in the jungle",
+        "a {subject} in the snow",
+        "a {subject} on the beach",
+        "a {subject} with the Eiffel Tower in the background",
+        "a {subject} on a cobblestone street",
+        "a {subject} at night",
+    ),
+    "art": (
+        "a painting of a {subject} in the style of Vincent van Gogh",
+        "a painting of a {subject} in the style of Johannes Vermeer",
+        "a painting of a {subject} in the style of Leonardo da Vinci",
+        "a painting of a {subject} in the style of Pierre-Auguste Renoir",
+        "a statue of a {subject} in the style of Michelangelo",
+        "a drawing of a {subject} in the style of Katsushika Hokusai",
+    ),
+    "views": (
+        "a {subject} seen from the front",
+        "a {subject} seen from the side",
+        "a {subject} seen from the back",
+        "a {subject} seen from above",
+        "a {subject} seen from below",
+    ),
+    "colour": tuple(
+        f"a {colour} {{subject}}" for colour in ("red", "green", "blue", "purple", "yellow")
+    ),
+    "material": (
+        "a transparent {subject}",
+        "a {subject} made out of stone",
+        "a {subject} made out of wood",
+        "a {subject} made out of gold",
+    ),
+    "species": tuple(
+        f"a cross of a {{subject}} and a {other}"
+        for other in ("bear", "panda", "koala", "lion", "hippo")
+    ),
+    "accessories": (
+        "a {subject} wearing a police outfit",
+        "a {subject} wearing a chef outfit",
+        "a {subject} wearing a witch outfit",
+        "a {subject} wearing a red hat",
+        "a {subject} wearing a rainbow scarf",
+        "a {subject} wearing sunglasses",
+    ),
+    "expressions": tuple(
+        f"a {expression} {{subject}}"
+        for expression in ("happy", "sad", "sleeping", "angry", "surprised")
+    ),
+    "comic": (
+        "a {identifier} cartoon {class_noun}",
+        'a {identifier} cartoon {class_noun} grabbing a fork and a knife saying "time to eat"',
+        "a comic book page about a {identifier} cartoon {class_noun}",
+    ),
+}
+
+
+def expanded(prompts: Iterable[str]) -> tuple[str, ...]:
+    """The prompts, with every name of a set replaced by what is in it."""
+    return tuple(line for prompt in prompts for line in PROMPT_SETS.get(prompt, (prompt,)))
