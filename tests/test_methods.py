@@ -96,6 +96,24 @@ def test_prior_by_prediction_with_full_fine_tuning(cascade, tmp_path):
     assert saved["prior"]["kind"] == "prediction"
 
 
+@pytest.mark.parametrize("name", ["adamw8bit", "prodigy", "schedule_free_adamw"])
+def test_every_optimizer_goes_on_bit_for_bit(name, cascade, tmp_path):
+    rate = 1.0 if name == "prodigy" else 1e-3
+    how = {"optim__name": name, "optim__learning_rate": rate, "prior__kind": "prediction"}
+    run(cascade, tmp_path, **how)
+    last = commands.weights(tmp_path / "export")
+    lines = commands.lines(tmp_path, "base")
+    assert np.isfinite([line["base/loss"] for line in lines]).all()
+    (tmp_path / "report.html").unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / "base" / "4")
+    run(cascade, tmp_path, **how)
+    again = commands.weights(tmp_path / "export")
+    assert all(np.array_equal(again[key], last[key]) for key in last)
+    made = commands.here(experiment.export, configs.of_run(str(tmp_path)), tmp_path)
+    exported = commands.weights(made)
+    assert all(np.array_equal(exported[key], last[key]) for key in last)
+
+
 def test_lora_goes_on_bit_for_bit(cascade, tmp_path):
     run(cascade, tmp_path, adapt__name="lora", train__ema_decay=0.9)
     last = commands.weights(tmp_path / "export")

@@ -174,10 +174,9 @@ def test_identify_on_published_tokenizers(name, shared_data, tmp_path):
     for found in listed:
         ids = judge(f"a photo of a {found['text']} dog", add_special_tokens=False)["input_ids"]
         assert ids == [*plain[:-1], *found["ids"], plain[-1]], found
-    common = set(
-        "the and for are but not you all any can her was one our out day get has him his how "
-        "man new now old see two way who boy did its let put say she too use dad mom".split()
-    )
+    words = "the and for are but not you all any can her was one our out day get has him his how"
+    words += " man new now old see two way who boy did its let put say she too use dad mom big red"
+    common = set(words.split())
     assert not common & {found["text"] for found in listed}
 
 

@@ -6,6 +6,10 @@ import pytest
 from toy_stage import optimizer
 
 from dreambooth_jax import optim
+from dreambooth_jax.optim import adam8bit
+
+# Those whose single steps are known beforehand; the others find their rate, or average.
+PLAIN = sorted({*optim.OPTIMIZERS} - {"prodigy", "schedule_free_adamw"})
 
 
 def moved(settings, grads, params, *, steps=1):
@@ -57,7 +61,7 @@ def test_gradients_are_clipped_to_their_global_norm(limit, factor):
         np.testing.assert_allclose(after[path], -factor * grad, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+@pytest.mark.parametrize("name", PLAIN)
 def test_each_optimizer_goes_down_a_quadratic(name):
     settings = optimizer(name, learning_rate=0.05, grad_clip=1.0)
     tx = optim.make(settings, num_steps=60)
@@ -79,7 +83,7 @@ def test_each_optimizer_goes_down_a_quadratic(name):
     assert (np.diff(values[:10]) < 0).all()
 
 
-@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+@pytest.mark.parametrize("name", PLAIN)
 def test_weight_decay_is_decoupled_and_times_the_learning_rate(name):
     # Without a gradient nothing but the decay is left: p (1 - 0.05·0.1) (1 - 0.1·0.1).
     settings = optimizer(name, warmup_steps=2, learning_rate=0.1, weight_decay=0.1, b1=0.9)
@@ -117,7 +121,7 @@ def test_the_average_forgets_fast_at_first_and_with_its_decay_later(step, expect
     np.testing.assert_allclose(found["a"], [expected] * 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+@pytest.mark.parametrize("name", PLAIN)
 def test_text_encoders_move_at_their_own_rate(name):
     """As if each part had been trained alone with its learning rate; decay included."""
     params = {
@@ -145,3 +149,79 @@ def test_text_encoders_move_at_their_own_rate(name):
         np.testing.assert_allclose(first[path], alone[path], rtol=1e-6)
         np.testing.assert_allclose(found[path], slow[path], rtol=1e-3)
         assert not np.allclose(found[path], fast[path], rtol=1e-3)
+
+
+def quadratic(name, *, steps, **changed):
+    """Parameters, their average if there is one, and the optimum, after steps downhill with noise.
+
+    The valley is a hundred times steeper in some directions than in others.
+    """
+    tx = optim.make(optimizer(name, **changed), num_steps=steps)
+    rng = np.random.default_rng(0)
+    best = {"w": jnp.asarray(rng.normal(size=(48, 256)), jnp.float32)}
+    steep = jnp.asarray(np.exp(rng.uniform(0, np.log(100), (48, 256))), jnp.float32)
+    params = jax.tree.map(jnp.zeros_like, best)
+
+    def step(carry, key):
+        params, state = carry
+        noise = 0.1 * jax.random.normal(key, steep.shape)
+        grads = {"w": steep * (params["w"] - best["w"]) + noise}
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    keys = jax.random.split(jax.random.key(1), steps)
+    (params, state), _ = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), keys))(params)
+    return params, optim.evaluated(state, params), best, state
+
+
+def distance(a, b):
+    return float(jnp.sqrt(jnp.square(a["w"] - b["w"]).mean()))
+
+
+def test_eight_bits_follow_adamw_in_a_quarter_of_its_memory():
+    how = {"learning_rate": 0.02, "weight_decay": 1e-3, "schedule": "cosine"}
+    exact, _, best, full = quadratic("adamw", steps=300, **how)
+    coded, _, _, state = quadratic("adamw8bit", steps=300, **how)
+    start = distance({"w": jnp.zeros((48, 256))}, best)
+    assert distance(exact, best) < 0.1 * start
+    assert distance(coded, best) < 1.1 * distance(exact, best)
+    assert distance(coded, exact) < 0.03 * start
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(s)) for s in (state, full)]
+    assert sizes[0] < 0.27 * sizes[1]
+
+
+def test_codes_keep_magnitudes_over_five_decades():
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.uniform(np.log(1e-3), 0, (8, 512)))
+    m = jnp.asarray(rng.choice([-1, 1], sizes.shape) * sizes, jnp.float32)
+    found = adam8bit.decode_signed(adam8bit.encode_signed(m))
+    assert (jnp.sign(found) == jnp.sign(m)).all()
+    # Codes at x have a distance of 2 √x / 127: half of that, in units of the largest.
+    assert (np.abs(found - m) <= np.sqrt(sizes) / 127 + 2e-5).all()
+    v = jnp.asarray(sizes**2, jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 400)
+    many = jax.vmap(lambda key: adam8bit.decode_positive(adam8bit.encode_positive(v, key)))(keys)
+    np.testing.assert_allclose(many.mean(0), v, rtol=0.06)  # right on average
+    assert (np.abs(many / v - 1) < 0.4).all()
+    zero = adam8bit.encode_positive(jnp.zeros((2, 256)), keys[0])
+    assert not np.asarray(adam8bit.decode_positive(zero)).any()
+
+
+def test_small_leaves_keep_their_moments_and_move_as_in_adamw():
+    params = {"bias": jnp.linspace(-1, 1, 7)}
+    grads = {"bias": jnp.linspace(0.1, 2, 7)}
+    how = {"learning_rate": 0.05, "weight_decay": 0.1}
+    exact = moved(optimizer("adamw", **how), grads, params, steps=9)
+    found = moved(optimizer("adamw8bit", **how), grads, params, steps=9)
+    np.testing.assert_allclose(found["bias"], exact["bias"], rtol=1e-5)
+
+
+def test_prodigy_finds_its_learning_rate_and_schedule_free_its_average():
+    start = quadratic("sgd", steps=1, learning_rate=1e-9)
+    far = distance(start[0], start[2])
+    found, none, best, _ = quadratic("prodigy", steps=600, learning_rate=1.0)
+    assert none is None
+    assert distance(found, best) < 0.1 * far
+    last, average, best, _ = quadratic("schedule_free_adamw", steps=300, learning_rate=0.02)
+    assert distance(average, best) < 0.1 * far
+    assert not np.array_equal(last["w"], average["w"])

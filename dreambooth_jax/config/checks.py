@@ -233,6 +233,18 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
         instead = f"{_default('upscaler_model')} Or: {_write('stages', ('base',))}"
         yield Problem("upscaler_model", c["upscaler_model"], expected, instead)
 
+    if c["optim.name"] == "schedule_free_adamw":
+        told = "with optim.name 'schedule_free_adamw', which averages by itself"
+        for key, value in (
+            ("optim.schedule", "constant"),
+            ("train.ema_decay", 0.0),
+            ("optim.text_encoder_learning_rate", None),
+        ):
+            if c[key] != value:
+                yield Problem(key, c[key], f"{value!r} {told}", _write(key, value))
+        if c["optim.b1"] == 0:
+            yield Problem("optim.b1", 0, f"more than 0 {told}", _default("optim.b1"))
+
     first, last = c["loss.first_step"], c["loss.last_step"]
     if first > last:
         instead = f"{_default('loss.first_step')} Or: {_default('loss.last_step')}"

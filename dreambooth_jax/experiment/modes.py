@@ -9,7 +9,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from dreambooth_jax import checkpoint, pipeline, sharding, tree
+from dreambooth_jax import checkpoint, optim, pipeline, sharding, tree
 from dreambooth_jax import config as configs
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.experiment import delivery, setup
@@ -127,7 +127,8 @@ def _trained(
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", whole))
         for path, x in trainable.items()
     }
-    part = "ema" if c.train.ema_decay else "trainable"
+    kept = optim.keeps_average(c.optim.name, c.train.ema_decay)
+    part = "ema" if kept else "trainable"
     free = [
         key
         for key in configs.flatten(config)

@@ -194,8 +194,9 @@ def train_step(
 
     updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    ema = state.ema
-    if ema is not None:
+    ema = optim.evaluated(opt_state, trainable)
+    if ema is None and state.ema is not None:
+        ema = state.ema
         ema = optim.average(ema, trainable, state.step, recipe.ema_decay)
     new, old = (trainable, opt_state, ema), (state.trainable, state.opt_state, state.ema)
     trainable, opt_state, ema = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
@@ -210,7 +211,9 @@ def initial_state(
     """The state before the first step."""
     zero = jnp.zeros((), jnp.int32)
     average = jax.tree.map(jnp.copy, trainable) if ema else None
-    return TrainState(zero, zero, trainable, tx.init(trainable), average)
+    # Copies: some rules keep the first parameters, and the state is donated leaf by leaf.
+    opt_state = jax.tree.map(jnp.copy, tx.init(trainable))
+    return TrainState(zero, zero, trainable, opt_state, average)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +252,8 @@ def compiled(
     """
     place = functools.partial(sharding.shardings, rules=rules, mesh=mesh, min_bytes=min_bytes)
     by_path, whole = place(trainable), sharding.replicated(mesh)
-    init = functools.partial(initial_state, tx=tx, ema=recipe.ema_decay > 0)
+    own = jax.eval_shape(lambda flat: optim.evaluated(tx.init(flat), flat), dict(trainable))
+    init = functools.partial(initial_state, tx=tx, ema=recipe.ema_decay > 0 or own is not None)
     abstract = jax.eval_shape(init, dict(trainable))
     states = sharding.like_parameters(abstract, by_path, trainable, mesh)
     frozen_shardings: dict[str, Any] = {"weights": place(frozen["weights"])}

@@ -1,11 +1,13 @@
-"""The optimizer: clipping, an update rule by name, the learning rate over optimizer steps."""
+"""Update rules by name, what is put around them, and averages of the weights."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import optax
+import optax.contrib
 
+from dreambooth_jax.optim.adam8bit import scale_by_adam8bit
 from dreambooth_jax.tree import Flat
 
 
@@ -47,6 +49,22 @@ def _decayed(
 
 OPTIMIZERS: dict[str, Rule] = {
     "adamw": lambda lr, o: optax.adamw(lr, o.b1, o.b2, o.eps, weight_decay=o.weight_decay),
+    "adamw8bit": lambda lr, o: optax.chain(
+        scale_by_adam8bit(o.b1, o.b2, o.eps),
+        optax.add_decayed_weights(o.weight_decay),
+        optax.scale_by_learning_rate(lr),
+    ),
+    "prodigy": lambda lr, o: optax.contrib.prodigy(
+        lr, betas=(o.b1, o.b2), eps=o.eps, weight_decay=o.weight_decay
+    ),
+    "schedule_free_adamw": lambda lr, o: optax.contrib.schedule_free_adamw(
+        o.learning_rate,
+        warmup_steps=o.warmup_steps or None,
+        b1=o.b1,
+        b2=o.b2,
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+    ),
     "adafactor": lambda lr, o: _decayed(optax.adafactor(None), lr, o),
     "lion": lambda lr, o: optax.lion(lr, o.b1, o.b2, weight_decay=o.weight_decay),
     "sgd": lambda lr, o: _decayed(optax.sgd(1.0, momentum=o.b1 or None), lr, o),
@@ -87,6 +105,23 @@ def make(settings: OptimSettings, *, num_steps: int) -> optax.GradientTransforma
     rule = OPTIMIZERS[settings.name](lr_schedule(settings, num_steps=num_steps), settings)
     parts = [*clip, rule, *_slower_text(settings)]
     return parts[0] if len(parts) == 1 else optax.chain(*parts)
+
+
+def keeps_average(name: str, ema_decay: float) -> bool:
+    """Whether a run keeps averaged weights, which then are its result."""
+    return ema_decay > 0 or name == "schedule_free_adamw"
+
+
+def evaluated(opt_state: Any, params: Flat) -> Flat | None:
+    """The average that schedule-free AdamW makes itself; None for other rules."""
+
+    def its_own(part: Any) -> bool:
+        return isinstance(part, optax.contrib.ScheduleFreeState)
+
+    for part in jax.tree.leaves(opt_state, is_leaf=its_own):
+        if its_own(part):
+            return dict(optax.contrib.schedule_free_eval_params(part, params))
+    return None
 
 
 def average(ema: Flat, new: Flat, step: jax.Array, decay: float) -> Flat:
