@@ -4,10 +4,10 @@ One module per way, one line per name.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from dreambooth_jax.adapt import full, lora
+from dreambooth_jax.adapt import full, lora, textual_inversion
 from dreambooth_jax.tree import Flat
 
 
@@ -49,12 +49,29 @@ def alpha_of(settings: AdaptSettings) -> float:
     return float(settings.rank if settings.alpha is None else settings.alpha)
 
 
-ADAPTERS: dict[str, Callable[[AdaptSettings, int], Adapter]] = {
-    "full": lambda settings, seed: FULL,
-    "lora": _lora,
+NewRows = Mapping[str, Sequence[int]]
+
+
+def _textual_inversion(new_rows: NewRows) -> Adapter:
+    if not new_rows:
+        raise ValueError("textual inversion needs a stage with new tokens (Stage.with_word)")
+    return Adapter(
+        functools.partial(textual_inversion.init, ids=new_rows),
+        functools.partial(textual_inversion.combine, ids=new_rows),
+        keeps_base=True,
+    )
+
+
+ADAPTERS: dict[str, Callable[[AdaptSettings, int, NewRows], Adapter]] = {
+    "full": lambda settings, seed, rows: FULL,
+    "lora": lambda settings, seed, rows: _lora(settings, seed),
+    "textual_inversion": lambda settings, seed, rows: _textual_inversion(rows),
 }
 
 
-def make(settings: AdaptSettings, *, seed: int) -> Adapter:
-    """The adapter that the settings name; `seed` is that of its first values."""
-    return ADAPTERS[settings.name](settings, seed)
+def make(settings: AdaptSettings, *, seed: int, new_rows: NewRows | None = None) -> Adapter:
+    """The adapter that the settings name; `seed` is that of its first values.
+
+    new_rows: path of each table of token embeddings -> ids of the subject's own new tokens.
+    """
+    return ADAPTERS[settings.name](settings, seed, new_rows or {})

@@ -16,6 +16,7 @@ from dreambooth_jax.config.command_line import parse_flags
 from dreambooth_jax.config.derived import (
     for_stage,
     from_json,
+    learns_text,
     of_run,
     restore_conflicts,
     resume_conflicts,
@@ -37,6 +38,7 @@ __all__ = [
     "flatten",
     "for_stage",
     "from_json",
+    "learns_text",
     "of_run",
     "parse_flags",
     "restore_conflicts",

@@ -71,8 +71,10 @@ def base_config() -> ConfigDict:
     c.upscaler.sample_aug_level = config_dict.placeholder(int)  # when sampling; see `for_stage`
 
     c.adapt = ConfigDict()
-    c.adapt.name = "full"  # "full": the leaves themselves; "lora": low-rank changes of kernels
+    c.adapt.name = "full"  # "full": the leaves themselves; "lora", "textual_inversion": see below
     c.adapt.train = (("unet/.*", True), (".*", False))  # path regex → train it? first match wins
+    c.adapt.num_vectors = 1  # of textual inversion: new tokens that the identifier becomes
+    c.adapt.initial_word = ""  # whose embedding they start from; "" is the class noun
     c.adapt.rank = 16  # of LoRA's factors
     c.adapt.alpha = config_dict.placeholder(float)  # the change is scaled by α / rank; None is rank
     c.adapt.targets = LORA_TARGETS  # regex of the kernels, among those that adapt.train chooses
@@ -177,6 +179,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "sample.num_images",
         "sample.batch_size",
         "mesh.fsdp",
+        "adapt.num_vectors",
         "adapt.rank",
         "identify.count",
     ),

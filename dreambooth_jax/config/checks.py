@@ -233,6 +233,9 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
         instead = f"{_default('upscaler_model')} Or: {_write('stages', ('base',))}"
         yield Problem("upscaler_model", c["upscaler_model"], expected, instead)
 
+    if c["adapt.name"] == "textual_inversion" and c["train.text_encoder"]:
+        expected = "False with adapt.name 'textual_inversion', which trains embeddings alone"
+        yield Problem("train.text_encoder", True, expected, _write("train.text_encoder", False))
     if c["optim.name"] == "schedule_free_adamw":
         told = "with optim.name 'schedule_free_adamw', which averages by itself"
         for key, value in (

@@ -41,6 +41,11 @@ def trainable_rules(config: ConfigDict) -> tuple[tuple[str, bool], ...]:
     return extra + tuple(config.adapt.train)
 
 
+def learns_text(config: ConfigDict) -> bool:
+    """Whether embeddings of prompts change while a run trains."""
+    return config.train.text_encoder or config.adapt.name == "textual_inversion"
+
+
 def variant(arg: str, known: Sequence[str]) -> str:
     """The word after the colon of `--config=file.py:word`, "" when there is none.
 

@@ -45,6 +45,8 @@ def run(config: ConfigDict, folder: Path) -> Path:
         delivery.check(config, model)
         # Pictures at each stage's size, identifier, prompts.
         subject = setup.subject(config, model, photos)
+        # Room for the identifier's own tokens, where these are what is trained.
+        model = setup.with_new_word(config, model, subject)
         # The jitted cascade, and all prompts encoded once.
         painter = Painter(config, model, subject, workdir)
         # Class images of the untouched base.
@@ -53,7 +55,7 @@ def run(config: ConfigDict, folder: Path) -> Path:
 
         for kind in config.stages:  # "base", then "upscaler": the same code
             trained = tuning.fine_tune(kind, config, model, subject, prior, painter, workdir, stop)
-            model = model.with_trained(kind, tuning.adapter_of(config), trained)
+            model = model.with_trained(kind, tuning.adapter_of(config, model.stages[kind]), trained)
 
         train.leave_if_asked(stop, "the training is finished and saved")
         painter.grid(model.weights, "after")

@@ -15,6 +15,14 @@ from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.signals import GracefulStop
 
 
+def _in_full(config: ConfigDict, words: Words) -> str:
+    """The identifier as the export's own tokenizer reads it: every new token of it."""
+    if config.adapt.name != "textual_inversion":
+        return words.identifier
+    more = (f"{words.identifier}_{i}" for i in range(1, config.adapt.num_vectors))
+    return " ".join([words.identifier, *more])
+
+
 def check(config: ConfigDict, model: Model) -> None:
     """The export that is asked for must be one that the model has.
 
@@ -57,7 +65,10 @@ def deliver(
                 workdir.export / kind if len(model.kinds) > 1 else workdir.export,
                 dtype=config.export.dtype,
                 about=about,
-                words={"identifier": words.identifier, "class_noun": words.class_noun},
+                words={
+                    "identifier": _in_full(config, words),
+                    "class_noun": words.class_noun,
+                },
                 tuned=kind in steps,
             )
             if config.adapt.name == "lora" and kind in model.trained:
@@ -69,6 +80,11 @@ def deliver(
                     alpha=adapt.alpha_of(config.adapt),
                     dtype=config.export.dtype,
                     about=about,
+                )
+            if config.adapt.name == "textual_inversion" and kind in model.trained:
+                rows = {p: sharding.fetch(x) for p, x in model.trained[kind].items()}
+                export.embeddings_file.write(
+                    rows, folder, word=words.identifier, dtype=config.export.dtype
                 )
             if config.export.single_file:
                 name = f"{words.identifier}_{words.class_noun}.safetensors".replace(" ", "_")

@@ -33,6 +33,7 @@ def sample(config: ConfigDict, folder: Path) -> Path:
     workdir = Workdir.of_run(folder, config)
     model = setup.load(config, setup.open_stages(config))
     words = setup.words(config, model, as_exported=True)
+    model = setup.with_new_word(config, model, words)
     painter = Painter(config, model, words, workdir)
     tuned, steps = restored(config, model, workdir)
     return painter.drawn(tuned.weights, named(steps))
@@ -47,6 +48,7 @@ def export(config: ConfigDict, folder: Path) -> Path:
     workdir = Workdir.of_run(folder, config)
     model = setup.load(config, setup.open_stages(config))
     words = setup.words(config, model, as_exported=True)
+    model = setup.with_new_word(config, model, words)
     tuned, steps = restored(config, model, workdir)
     if not steps and all(config.restore[kind] is None for kind in config.stages):
         raise CheckpointError(
@@ -110,7 +112,7 @@ def restored(config: ConfigDict, model: Model, workdir: Workdir) -> tuple[Model,
         if found is None:
             continue
         trained, steps[kind] = found
-        tuned = tuned.with_trained(kind, adapter_of(config), trained)
+        tuned = tuned.with_trained(kind, adapter_of(config, model.stages[kind]), trained)
     logging.info("Weights: %s.", named(steps))
     return tuned, steps
 
@@ -121,7 +123,7 @@ def _trained(
     """What a checkpoint of a stage keeps of its training: the averaged weights, if there are."""
     c = configs.for_stage(config, kind)
     rules = configs.trainable_rules(c)
-    trainable, _ = adapter_of(config).init(dict(model.weights[kind]), rules)
+    trainable, _ = adapter_of(config, model.stages[kind]).init(dict(model.weights[kind]), rules)
     whole = sharding.replicated(model.mesh)
     like = {
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", whole))

@@ -45,7 +45,7 @@ class Painter:
         self.settings = {kind: _settings(config, kind) for kind in model.kinds}
         self._tuned = {kind: stage.fine_tuned() for kind, stage in model.stages.items()}
         self._samplers: dict[Stage, generate.Sampler] = {}
-        self._texts = None if config.train.text_encoder else self._encoded(model.weights)
+        self._texts = None if configs.learns_text(config) else self._encoded(model.weights)
 
     @property
     def block(self) -> int:

@@ -84,7 +84,7 @@ def load(config: ConfigDict, stages: Mapping[str, Stage]) -> Model:
     """Reads the weights, each leaf straight to its place; logs where each kind of leaf went."""
     sizes = config.mesh
     mesh = sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)
-    starts = "" if config.train.text_encoder else ("unet/", "vae/")
+    starts = "" if configs.learns_text(config) else ("unet/", "vae/")
     weights, fingerprints = {}, {}
     for kind, stage in stages.items():
         by_path = sharding.shardings(
@@ -125,6 +125,9 @@ def words(config: ConfigDict, model: Model, *, as_exported: bool = False) -> Wor
     asked = config.subject.identifier
     if as_exported and asked == "auto" and (told := export.words_in(base.folder)):
         return Words.of(**told)
+    inverted = config.adapt.name == "textual_inversion"
+    if inverted and asked.startswith("<"):  # no word of the vocabulary: nothing to check
+        return Words.of(identifier=asked.lower(), class_noun=config.subject.class_noun)
     word = identifier.choose(
         base.tokenizer,
         asked,
@@ -132,7 +135,35 @@ def words(config: ConfigDict, model: Model, *, as_exported: bool = False) -> Wor
         seed=config.seed,
         embeddings=sharding.fetch(model.weights["base"][base.token_table]),
     )
+    word = f"<{word}>" if inverted else word
     return Words.of(identifier=word, class_noun=config.subject.class_noun)
+
+
+def with_new_word(config: ConfigDict, model: Model, words: Words) -> Model:
+    """The model whose text encoders have rows for the identifier, for textual inversion alone.
+
+    They start as the embedding of `adapt.initial_word`, the mean of its tokens.
+
+    Raises:
+      ValueError: the tokenizer cannot take the identifier as new tokens.
+    """
+    if config.adapt.name != "textual_inversion":
+        return model
+    initial = config.adapt.initial_word or words.class_noun
+    stages, weights = {}, {}
+    for kind, stage in model.stages.items():
+        stages[kind] = stage.with_word(words.identifier, count=config.adapt.num_vectors)
+        weights[kind] = dict(model.weights[kind])
+        for path, ids in stages[kind].new_rows.items():
+            old = weights[kind][path]
+            table = np.zeros(stages[kind].abstract[path].shape, np.float32)
+            table[: len(old)] = sharding.fetch(old)
+            start = stage.tokenizers[path.partition("/")[0]].ids(initial)
+            table[list(ids)] = table[list(start)].mean(0)
+            whole = sharding.replicated(model.mesh)
+            on_mesh = isinstance(old, jax.Array)
+            weights[kind][path] = sharding.put(table, whole) if on_mesh else table
+    return dataclasses.replace(model, stages=stages, weights=weights)
 
 
 def subject(config: ConfigDict, model: Model, photos: Audit) -> Subject:

@@ -20,6 +20,7 @@ from dreambooth_jax.experiment import setup
 from dreambooth_jax.experiment.model import Model, compute_dtype
 from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.workdir import Workdir
+from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.signals import GracefulStop
 
 
@@ -40,7 +41,8 @@ def fine_tune(
       Interrupted, NonFiniteError: see `train.fit`.
     """
     c = configs.for_stage(config, kind)
-    stage, adapter = model.stages[kind], adapter_of(config)
+    stage = model.stages[kind]
+    adapter = adapter_of(config, stage)
     rows_at_once = c.train.batch_size // c.train.accumulate
     sharding.check_rows(rows_at_once, model.mesh, key=f"batch_size of stage {kind!r}")
     trainable, frozen_weights = adapter.init(dict(model.weights[kind]), configs.trainable_rules(c))
@@ -52,7 +54,7 @@ def fine_tune(
     text = painter.texts(model.weights)[kind]
     frozen: dict[str, Any] = {"weights": frozen_weights}
     tokens = None
-    if c.train.text_encoder:
+    if configs.learns_text(c):
         tokens = stage.tokens(text.prompts, keep=subject.identifier)
     else:  # encoded once: the encoder has no part in the steps
         frozen = {
@@ -139,9 +141,9 @@ def fine_tune(
     return trained(state)
 
 
-def adapter_of(config: ConfigDict) -> adapt.Adapter:
+def adapter_of(config: ConfigDict, stage: Stage) -> adapt.Adapter:
     """The way in which the run's settings adapt a stage."""
-    return adapt.make(config.adapt, seed=config.seed)
+    return adapt.make(config.adapt, seed=config.seed, new_rows=stage.new_rows)
 
 
 def batches(

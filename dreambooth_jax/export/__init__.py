@@ -4,7 +4,7 @@ A diffusers folder per stage (`folder`), one file for A1111 and ComfyUI (`single
 under the keys of PEFT and kohya (`lora_file`).
 """
 
-from dreambooth_jax.export import lora_file, single_file
+from dreambooth_jax.export import embeddings_file, lora_file, single_file
 from dreambooth_jax.export.folder import diffusers_folder, words_in
 
-__all__ = ["diffusers_folder", "lora_file", "single_file", "words_in"]
+__all__ = ["diffusers_folder", "embeddings_file", "lora_file", "single_file", "words_in"]

@@ -98,8 +98,10 @@ def diffusers_folder(
         _copy_rest(stage, part)
         # Opened without a dtype, text encoders get that of its file and a UNet float32; in one
         # pipeline the two must agree.
-        for encoder in stage.tokenizers:
+        for encoder, tokenizer in stage.tokenizers.items():
             _change(part / encoder / "config.json", dtype="float32")
+            if tokenizer.new_ids:
+                _write_new_words(stage, encoder, part)
         fixed = tuned and _fix_variance(part / "scheduler" / "scheduler_config.json")
         for component, stem in stage.components.items():
             flat = tree.prefixed(params, component)
@@ -118,6 +120,17 @@ def diffusers_folder(
     part.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _write_new_words(stage: Stage, encoder: str, folder: Path) -> None:
+    """A tokenizer that knows the new tokens, and the size of its encoder's table."""
+    tokenizer = stage.tokenizers[encoder]
+    place = folder / stage.family.text_encoders[encoder][0]
+    shutil.rmtree(place)
+    tokenizer.hf.save_pretrained(place)
+    table = next(p for p in stage.new_rows if p.startswith(f"{encoder}/"))
+    rows = stage.abstract[table].shape[0]
+    _change(folder / encoder / "config.json", vocab_size=rows)
 
 
 def words_in(folder: Path) -> dict[str, str] | None:

@@ -30,6 +30,12 @@ _LARGE = 512  # pixels along a side, from which on a VAE decodes pictures one by
 TOKENS = ("ids", "mask", "ids_2", "mask_2")
 
 
+def _table_of(network: layers.Network) -> str:
+    """The path of a text encoder's table of token embeddings."""
+    ends = ("shared/embedding", "token_embedding/embedding")
+    return next(path for path in network.abstract if path.endswith(ends))
+
+
 @dataclasses.dataclass(frozen=True)
 class Latents:
     """How a VAE's latents enter the diffusion: `factor` pixels a side each, times `scaling`."""
@@ -86,10 +92,32 @@ class Stage:
     @property
     def token_table(self) -> str:
         """The path of the first text encoder's table of token embeddings `[vocabulary, D]`."""
-        ends = ("shared/embedding", "token_embedding/embedding")
-        return next(
-            f"text_encoder/{path}" for path in self.text_encoder.abstract if path.endswith(ends)
-        )
+        return f"text_encoder/{_table_of(self.text_encoder)}"
+
+    def with_word(self, word: str, *, count: int) -> "Stage":
+        """The same stage, to whose text encoders `word` is `count` new tokens.
+
+        Their tables of token embeddings have rows for them; see `new_rows`.
+        """
+        tokenizers, networks = {}, dict(self.networks)
+        for part, tokenizer in self.tokenizers.items():
+            tokenizers[part] = tokenizer.with_word(word, count=count)
+            table = _table_of(networks[part])
+            old = networks[part].abstract[table]
+            rows = max(old.shape[0], *(i + 1 for i in tokenizers[part].new_ids))
+            leaf = jax.ShapeDtypeStruct((rows, old.shape[1]), old.dtype)
+            abstract = {**networks[part].abstract, table: leaf}
+            networks[part] = dataclasses.replace(networks[part], abstract=abstract)
+        return dataclasses.replace(self, tokenizers=tokenizers, networks=networks)
+
+    @property
+    def new_rows(self) -> dict[str, tuple[int, ...]]:
+        """Path of each table of token embeddings -> ids of the new tokens of `with_word`."""
+        return {
+            f"{part}/{_table_of(self.networks[part])}": tokenizer.new_ids
+            for part, tokenizer in self.tokenizers.items()
+            if tokenizer.new_ids
+        }
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:

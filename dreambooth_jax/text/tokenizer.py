@@ -1,5 +1,6 @@
 """From prompts to token ids: the one function that training, prior and sampling share."""
 
+import copy
 import dataclasses
 import os
 import re
@@ -46,6 +47,39 @@ class Tokenizer:
 
     hf: Any
     max_length: int = MAX_LENGTH
+    word: str = ""  # that is new tokens of its own (`with_word`)
+    new_ids: tuple[int, ...] = ()  # these tokens
+
+    def with_word(self, word: str, *, count: int) -> "Tokenizer":
+        """The same tokenizer, to which `word` is `count` new tokens: "<zib>", "<zib>_1", ….
+
+        Raises ValueError when the vocabulary has one of them, or when they change what stands
+        beside them.
+        """
+        from transformers import AddedToken
+
+        names = [word, *(f"{word}_{i}" for i in range(1, count))]
+        hf = copy.deepcopy(self.hf)
+        # The space before the word is the word's own: "a" keeps its ids, " dog" its own as well.
+        made = hf.add_tokens([AddedToken(name, lstrip=True, normalized=False) for name in names])
+        new_ids = tuple(hf.convert_tokens_to_ids(names))
+        extended = dataclasses.replace(self, hf=hf, word=word, new_ids=new_ids)
+        expected = (*self.ids("a"), *new_ids, *self.ids("dog"))
+        if made != count or extended.ids(f"a {word} dog") != expected:
+            raise ValueError(
+                f"{word!r} cannot be a new token of this tokenizer: found "
+                f"{extended.pieces(f'a {word} dog')} for 'a {word} dog'. Write another "
+                "subject.identifier, such as '<zib>'."
+            )
+        return extended
+
+    def _spelled(self, text: str) -> str:
+        """`text` normalized, with all new tokens of the word where it stands."""
+        text = normalize(text)
+        if len(self.new_ids) < 2:
+            return text
+        names = [self.word, *(f"{self.word}_{i}" for i in range(1, len(self.new_ids)))]
+        return re.sub(rf"{re.escape(self.word)}(?!_\d)", " ".join(names), text)
 
     def encode(self, prompts: Sequence[str], *, keep: str | None = None) -> dict[str, np.ndarray]:
         """Token ids and attention mask of P prompts, int32 [P, L] each, with end mark and padding.
@@ -55,7 +89,7 @@ class Tokenizer:
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts is the text {prompts!r}; write a list: [{prompts!r}]")
-        texts = [normalize(prompt) for prompt in prompts]
+        texts = [self._spelled(prompt) for prompt in prompts]
         for text in texts:
             length = self._length(text)
             if length <= self.max_length:
@@ -96,7 +130,9 @@ class Tokenizer:
 
     def ids(self, text: str) -> tuple[int, ...]:
         """The ids of the normalized text alone, nothing added and nothing cut."""
-        return tuple(self.hf(normalize(text), add_special_tokens=False, verbose=False)["input_ids"])
+        return tuple(
+            self.hf(self._spelled(text), add_special_tokens=False, verbose=False)["input_ids"]
+        )
 
     def pieces(self, text: str) -> tuple[str, ...]:
         """The pieces behind `ids(text)`, word marks included: ("▁dog", "s")."""

@@ -1,0 +1,41 @@
+"""Textual inversion (Gal et al. 2022): nothing is trained but the embeddings of new tokens.
+
+Ruiz et al. 2022 compare with it. A new token's row is written into the table of token embeddings,
+which has room for it already (`experiment.setup.with_new_word`).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax import tree
+
+ROWS = "new_rows"
+
+
+def init(
+    weights: tree.Flat, rules: Sequence[tuple[str, bool]], *, ids: Mapping[str, Sequence[int]]
+) -> tuple[tree.Flat, tree.Flat]:
+    """(trainable, frozen): the rows `ids[path]` of each table, `[n,D]`; all weights stay frozen.
+
+    Args:
+      rules: not used; nothing else is trained.
+    """
+    del rules
+    rows = {
+        f"{path}/{ROWS}": np.asarray(jnp.asarray(weights[path])[jnp.asarray(places)])
+        for path, places in ids.items()
+    }
+    return rows, dict(weights)
+
+
+def combine(
+    frozen: tree.Flat, trainable: tree.Flat, *, ids: Mapping[str, Sequence[int]]
+) -> tree.Flat:
+    """The whole weights, with the trained rows written into their tables."""
+    weights = dict(frozen)
+    for path, places in ids.items():
+        table = jnp.asarray(frozen[path])
+        weights[path] = table.at[jnp.asarray(places)].set(trainable[f"{path}/{ROWS}"])
+    return weights
