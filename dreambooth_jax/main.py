@@ -46,7 +46,9 @@ MODE = flags.DEFINE_enum(
     "The whole run; draw sample.prompts, or export, with a run's checkpoints; find identifiers.",
 )
 COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "host:port of process 0, for a run on several hosts."
+    "coordinator",
+    "",
+    "host:port of process 0, for a run on several hosts; 'auto' asks the TPU pod or Slurm.",
 )
 NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", 1, "Processes of the run, all hosts together.", lower_bound=1
@@ -107,7 +109,9 @@ def main(argv: list[str]) -> None:
     del argv
     quiet_others()
     config = CONFIG.value
-    if COORDINATOR.value:
+    if COORDINATOR.value == "auto":
+        jax.distributed.initialize()
+    elif COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     use_compile_cache(config.compile.cache_dir)
     try:
