@@ -73,6 +73,24 @@ def test_a_learned_variance_gets_no_gradient_from_the_denoising_loss(rng):
     assert (np.asarray(gradient[..., :3]) != 0).all()
 
 
+def test_weights_of_pixels_make_a_weighted_mean_by_hand():
+    # Errors 1, 2 on top, 3, 4 below: squares 1, 4, 9, 16. Weights 1, 0 and 0.5, 0.5.
+    output = jnp.asarray([[[[1.0], [2.0]], [[3.0], [4.0]]]])
+    zero, t = jnp.zeros_like(output), jnp.array([300])
+    weights = jnp.asarray([[[[1.0], [0.0]], [[0.5], [0.5]]]])
+
+    def found(output, weights):
+        sched = make("epsilon")
+        return loss.denoising(sched, output, x0=zero, noise=zero, t=t, pixel_weights=weights)[0]
+
+    np.testing.assert_allclose(found(output, weights), (1 + 0.5 * 9 + 0.5 * 16) / 2, rtol=1e-6)
+    np.testing.assert_allclose(found(output, 7 * weights), 13.5 / 2, rtol=1e-6)
+    np.testing.assert_allclose(found(output, jnp.ones_like(weights)), 30 / 4, rtol=1e-6)
+    slope = jax.grad(found)(output, weights)[0, :, :, 0]
+    np.testing.assert_allclose(slope, [[2 / 2, 0], [2 * 3 * 0.5 / 2, 2 * 4 * 0.5 / 2]], rtol=1e-6)
+    assert slope[0, 1] == 0  # exactly: what lies outside is not felt at all
+
+
 def test_a_bfloat16_output_is_compared_in_float32(rng):
     sched, t = make("epsilon"), jnp.array([10])
     noise = jnp.asarray(rng.normal(size=(1, 32, 32, 3)), jnp.float32)

@@ -31,7 +31,8 @@ def by_hand(flat, given, drawn, *, gamma, prior_loss_weight):
     """Loss, its two parts and the gradients, in float64, by the chain rule from equations 1 and 2.
 
     Row i has its own loss l_i = w_i · mean (output - noise)²; the whole is Σ c_i l_i with c_i = 1/S
-    for each of S subject rows and λ/P for each of P class rows.
+    for each of S subject rows and λ/P for each of P class rows. With weights of pixels the mean is
+    Σ m·(output - noise)² / Σ m.
     """
     pixel, text, time, embedding = (
         np.float64(flat[path])
@@ -47,15 +48,16 @@ def by_hand(flat, given, drawn, *, gamma, prior_loss_weight):
     xt += np.einsum("b,bhwc->bhwc", sigma, drawn["noise"])
     moved = mean_text @ text + drawn["t"][:, None] / 1000 * time
     error = (xt @ pixel + moved[:, None, None])[..., :CHANNELS] - drawn["noise"]
-    loss = weight * (error**2).mean((1, 2, 3))
+    pixels = np.float64(given.get("pixel_weights", np.ones((*xt.shape[:3], 1))))
+    shares = pixels / (pixels.sum((1, 2, 3), keepdims=True) * CHANNELS)
+    loss = weight * (error**2 * shares).sum((1, 2, 3))
 
     prior = given["is_prior"]
     subject_part = loss[~prior].mean()
     prior_part = loss[prior].mean() if prior.any() else 0.0
     share = np.where(prior, prior_loss_weight / max(prior.sum(), 1), 1 / (~prior).sum())
     slope = np.zeros((*xt.shape[:3], 2 * CHANNELS))  # the learned variance gets none
-    scale = share * weight * 2 / error[0].size
-    slope[..., :CHANNELS] = np.einsum("b,bhwc->bhwc", scale, error)
+    slope[..., :CHANNELS] = np.einsum("b,bhwc->bhwc", 2 * share * weight, error * shares)
     per_row = slope.sum((1, 2))
     of_table = np.zeros_like(table)
     np.add.at(of_table, given["prompt"], per_row @ text.T)
@@ -80,23 +82,30 @@ def host(tree):
 
 
 MATRIX = [
-    (rows, text, gamma, accumulate)
+    (rows, text, gamma, accumulate, False)
     for rows in ((1, 0), (2, 0), (1, 1))
     for text in (False, True)
     for gamma in (0.0, 5.0)
     for accumulate in (1, 2)
     if sum(rows) % accumulate == 0
 ]
+MATRIX += [((1, 1), True, 5.0, 2, True), ((2, 0), False, 0.0, 1, True)]
 
 
-@pytest.mark.parametrize(("rows", "text", "gamma", "accumulate"), MATRIX)
-def test_a_step_is_what_the_equations_say(rows, text, gamma, accumulate):
+@pytest.mark.parametrize(("rows", "text", "gamma", "accumulate", "masked"), MATRIX)
+def test_a_step_is_what_the_equations_say(rows, text, gamma, accumulate, masked):
     # Where peers break: each option together with each other one. λ is not 1, so that it shows.
     recipe = train.Recipe(seed=3, prior_loss_weight=0.7, min_snr_gamma=gamma, accumulate=accumulate)
     chosen = (("unet/time", False), ("unet/.*", True), (".*", text))
     run, state, frozen = start(recipe, optimizer("sgd"), rules=chosen)
     flat, given = weights(), batch(*rows)
+    if masked:
+        shape = (sum(rows), SIZE, SIZE, 1)
+        given["pixel_weights"] = np.random.default_rng(5).uniform(0, 3, shape).astype(np.float32)
     stepped = given | ({"ids": IDS, "mask": MASK} if text else {})
+    if text and masked:  # prompts in an order of their own
+        other = {"ids": IDS[::-1], "mask": MASK[::-1], "token_row": 1 - given["prompt"]}
+        stepped |= other
     state = dataclasses.replace(state, step=jnp.int32(4))
     drawn = host(drawing(train.Recipe(seed=3))(given, 4))
     state, metrics = run.step(state, frozen, run.put_batch(stepped))

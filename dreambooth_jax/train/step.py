@@ -3,8 +3,9 @@
     loss_fn → train_step (pure) → compiled (jit with shardings, the state donated)
 
 A batch is small arrays: `mean` `[B,H,W,C]`, `prompt` int32 `[B]`, `is_prior` bool `[B]`; a latent
-model's adds `std` `[B,H,W,C]`, SDXL's `sizes` `[B,6]`, an upscaler's `low_res` `[B,h,w,C]`, a
-trained text encoder's the tokens (`pipeline.TOKENS`), int32 `[P,L]`.
+model's adds `std` `[B,H,W,C]`, SDXL's `sizes` `[B,6]`, an upscaler's `low_res` `[B,h,w,C]`, photos'
+with masks `pixel_weights` `[B,H,W,1]`, a trained text encoder's the tokens of the step's prompts
+(`pipeline.TOKENS`), int32 `[P,L]`, and, where these are not all prompts, `token_row` int32 `[B]`.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from dreambooth_jax.pipeline import TOKENS, Stage
 
 Array = jax.Array
 Batch = Mapping[str, Any]
-_FROM_BATCH = ("prompt", "is_prior", "sizes", *TOKENS)
+_FROM_BATCH = ("prompt", "token_row", "is_prior", "sizes", "pixel_weights", *TOKENS)
 
 
 @struct.dataclass
@@ -115,15 +116,17 @@ def loss_fn(
     xt = process.add_noise(stage.schedule, rows["x0"], rows["noise"], rows["t"])
     extra = {name: rows[name] for name in ("condition", "noise_level", "sizes") if name in rows}
 
-    def predict(params: tree.Flat, table: Any, remat: bool) -> Array:
-        text = jax.tree.map(lambda x: x[rows["prompt"]], table)
+    def predict(params: tree.Flat, table: Any, at: Array, remat: bool) -> Array:
+        text = jax.tree.map(lambda x: x[at], table)
         return stage.predict(params, xt, rows["t"], text, **extra, remat=remat)
 
-    output = predict(params, table, recipe.remat)
+    at = rows["token_row"] if "token_row" in rows else rows["prompt"]
+    output = predict(params, table, at, recipe.remat)
     target = None
     if recipe.prior_by_prediction:
         before = jax.tree.map(lambda x: x.astype(recipe.dtype), frozen["table"])
-        said = predict({**frozen["weights"], **frozen.get("before", {})}, before, False)
+        untouched = {**frozen["weights"], **frozen.get("before", {})}
+        said = predict(untouched, before, rows["prompt"], False)
         said = jax.lax.stop_gradient(said[..., : xt.shape[-1]])
         plain = process.target(stage.schedule, rows["x0"], rows["noise"], rows["t"])
         target = jnp.where(rows["is_prior"][:, None, None, None], said, plain)
@@ -135,6 +138,7 @@ def loss_fn(
         t=rows["t"],
         min_snr_gamma=recipe.min_snr_gamma,
         target=target,
+        pixel_weights=rows.get("pixel_weights"),
     )
     return loss.with_prior(per_example, rows["weights"])
 
