@@ -258,3 +258,12 @@ def test_the_table_shows_every_candidate():
         ["kam", "1", "0.250", "6511"],
         ["flagg", "2", "-1.000", "1", "23"],
     ]
+
+
+def test_the_table_shows_changes_where_they_were_measured():
+    rows = [identifier.Candidate("kam", (6511,), 0.25, 1.5), identifier.Candidate("zib", (7,), 0.5)]
+    assert [line.split() for line in identifier.as_table(rows).splitlines()] == [
+        ["identifier", "tokens", "score", "change", "ids"],
+        ["kam", "1", "0.250", "1.50", "6511"],
+        ["zib", "1", "0.500", "7"],
+    ]

@@ -159,6 +159,26 @@ def test_identify_lists_candidates_of_the_base_and_of_any_tokenizer(done, tmp_pa
     assert not (tmp_path / "config.json").exists()
 
 
+def test_identify_ranks_words_by_what_they_change_in_pictures(done, tmp_path):
+    stages, _ = done
+    drawn = {"identify__num_images": 2, "identify__num_drawn": 2, "identify__count": 4}
+    c = commands.config({"base": stages["base"]}, upscaler_model="", stages=("base",), **drawn)
+    listed = json.loads(experiment.identify(c, tmp_path).read_text())
+    changes = [found.get("change") for found in listed]
+    assert len(changes) == 4
+    assert changes[2:] == [None, None]
+    assert 0 < changes[0] <= changes[1]
+    # The same pictures by --mode=sample: same prompts, same noise.
+    c.sample.num_images = 2
+    words = [found["text"] for found in listed[:2]]
+    c.sample.prompts = ("{class_prompt}", *(f"a {word} {{class_noun}}" for word in words))
+    made = sorted(experiment.sample(c, tmp_path).glob("0*.png"))
+    levels = np.stack([np.asarray(Image.open(file), np.float64) for file in made])
+    plain, first, second = levels.reshape(3, -1)
+    wanted = [np.abs(other - plain).mean() for other in (first, second)]
+    np.testing.assert_allclose(changes[:2], wanted, atol=5e-3)
+
+
 @pytest.mark.parametrize("name", ["t5", "clip"])
 def test_identify_on_published_tokenizers(name, shared_data, tmp_path):
     """Every candidate is itself again inside the prompt, by the tokenizer library alone."""

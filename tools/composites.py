@@ -13,7 +13,15 @@ from pathlib import Path
 
 import numpy as np
 from material import Material, load_panoramas, prepare, subject_cutout, view
-from nouns import BACKGROUNDS, PLACES, SUBJECT_PLACES, WEIGHT, article, noun_phrase
+from nouns import (
+    BACKGROUNDS,
+    PLACES,
+    SUBJECT,
+    SUBJECT_PLACES,
+    WEIGHT,
+    article,
+    noun_phrase,
+)
 from PIL import Image, ImageDraw
 
 COLOURED = 0.45  # share of a recolourable noun's pictures whose colour is changed and named
@@ -222,10 +230,12 @@ def _light(place: str) -> tuple[tuple[float, float, float], float]:
     return (PLACES[place].light, PLACES[place].shadow) if place in PLACES else ((1, 1, 1), 0.45)
 
 
-def subject_photos(cache_dir: str | Path, *, size: int = 256) -> dict[str, np.ndarray]:
-    """Return a photo uint8 [size,size,3] of the held-out subject in each of `SUBJECT_PLACES`."""
+def subject_photos(
+    cache_dir: str | Path, *, size: int = 256, source: str = SUBJECT
+) -> dict[str, np.ndarray]:
+    """Return a photo uint8 [size,size,3] of a held-out subject in each of `SUBJECT_PLACES`."""
     lights = load_panoramas(cache_dir)
-    levels = pyramid(subject_cutout(cache_dir, size))
+    levels = pyramid(subject_cutout(cache_dir, size, source=source))
     photos = {}
     for place, (yaw, pose) in SUBJECT_POSES.items():
         panorama = PLACES[place]

@@ -270,7 +270,7 @@ def main() -> None:
         stage=stage,
         recipe=recipe,
         adapter=adapter,
-        tx=optim.make(settings, num_steps=args.steps),
+        tx=optim.make(settings, num_steps=args.steps - args.first_step),
         mesh=mesh,
         rules=[(".*", "replicate")],
         min_bytes=0,

@@ -315,9 +315,11 @@ def _render(cache_dir: str | Path) -> Material:
     )
 
 
-def subject_cutout(cache_dir: str | Path, pixels: int = 256) -> np.ndarray:
-    """Return the held-out subject premultiplied uint8 [pixels,pixels,4], from the 256 px file."""
-    return trimmed(_read_cutouts([SUBJECT], cache_dir)[SUBJECT], pixels)
+def subject_cutout(
+    cache_dir: str | Path, pixels: int = 256, *, source: str = SUBJECT
+) -> np.ndarray:
+    """Return a held-out subject premultiplied uint8 [pixels,pixels,4], from its 256 px file."""
+    return trimmed(_read_cutouts([source], cache_dir)[source], pixels)
 
 
 def keywords(cache_dir: str | Path) -> list[str]:

@@ -75,6 +75,17 @@ NOUNS: dict[str, list[str]] = {
 PLURAL = {"grapes"}
 WEIGHT = {"bird": 3.0}  # the class of the default subject: many looks, so it is shown more often
 SUBJECT = "f:1f99c"  # a parrot; no picture of a parrot is ever trained on
+# Subjects that are never trained on either, for studies: name -> (cut-out, class noun).
+HELD_OUT = {
+    "parrot": (SUBJECT, "bird"),
+    "taxi": ("f:1f695", "car"),
+    "poodle": ("f:1f429", "dog"),
+    "kimono": ("f:1f458", "dress"),
+    "rooster": ("f:1f413", "bird"),
+    "black_cat": ("f:1f408-200d-2b1b", "cat"),
+    "palm": ("f:1f334", "tree"),
+    "tram": ("f:1f68b", "train"),
+}
 
 RECOLOURED = ("car", "balloon", "teapot", "umbrella", "dress", "heart", "star", "guitar")
 COLOURS = {

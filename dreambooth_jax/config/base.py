@@ -128,6 +128,8 @@ def base_config() -> ConfigDict:
     c.identify = ConfigDict()  # the table of --mode=identify
     c.identify.tokenizer = ""  # a folder with a tokenizer; "" is the base model's
     c.identify.count = 50  # candidates, best first
+    c.identify.num_images = 0  # drawn with each, to rank them by what they change; 0 draws none
+    c.identify.num_drawn = 12  # how many of the best by their embeddings are drawn
 
     c.mesh = ConfigDict()  # devices along each axis; their product is the number of devices
     c.mesh.data = -1  # rows of a batch are split; -1 takes all devices that the others leave
@@ -182,6 +184,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "adapt.num_vectors",
         "adapt.rank",
         "identify.count",
+        "identify.num_drawn",
     ),
     "[0, inf)": (
         "prior_loss_weight",
@@ -198,6 +201,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "sharding.min_bytes",
         "restore.base",
         "restore.upscaler",
+        "identify.num_images",
     ),
     "(0, inf)": (
         "adapt.alpha",

@@ -248,6 +248,11 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
         if c["optim.b1"] == 0:
             yield Problem("optim.b1", 0, f"more than 0 {told}", _default("optim.b1"))
 
+    if c["identify.num_images"] and c["identify.tokenizer"]:
+        expected = "0 with identify.tokenizer: candidates are drawn by the base model, in its words"
+        hint = f"{_write('identify.num_images', 0)} Or: {_default('identify.tokenizer')}"
+        yield Problem("identify.num_images", c["identify.num_images"], expected, hint)
+
     first, last = c["loss.first_step"], c["loss.last_step"]
     if first > last:
         instead = f"{_default('loss.first_step')} Or: {_default('loss.last_step')}"

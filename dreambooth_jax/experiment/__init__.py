@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from dreambooth_jax import config as configs
 from dreambooth_jax import train
 from dreambooth_jax.experiment import delivery, setup, summary, tuning
-from dreambooth_jax.experiment.modes import export, identify, sample
+from dreambooth_jax.experiment.modes import export, sample
+from dreambooth_jax.experiment.naming import identify
 from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.signals import GracefulStop

@@ -1,15 +1,13 @@
 """What can be done with a run besides training: draw from it, export it. No photos are needed."""
 
-import dataclasses
 import fnmatch
-import json
 from pathlib import Path
 
 import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from dreambooth_jax import checkpoint, optim, pipeline, sharding, tree
+from dreambooth_jax import checkpoint, optim, sharding, tree
 from dreambooth_jax import config as configs
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.experiment import delivery, setup
@@ -18,8 +16,6 @@ from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.tuning import adapter_of
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.signals import GracefulStop
-from dreambooth_jax.text import identifier
-from dreambooth_jax.text import tokenizer as tokenizers
 
 
 def sample(config: ConfigDict, folder: Path) -> Path:
@@ -57,37 +53,6 @@ def export(config: ConfigDict, folder: Path) -> Path:
         )
     with GracefulStop() as stop:
         return delivery.deliver(config, tuned, words, workdir, stop, steps=steps)
-
-
-def identify(config: ConfigDict, folder: Path) -> Path:
-    """Looks for rare words that could name the subject; returns `identifiers.json` in `folder`.
-
-    A table of them goes to the log, and to the file as `{text, ids, score}`, best first.
-
-    Raises:
-      ValueError, OSError: what was found, expected, and what to do.
-    """
-    embeddings = None
-    if config.identify.tokenizer:
-        tokenizer = tokenizers.load(Path(config.identify.tokenizer).expanduser())
-    else:
-        base = setup.open_stages(config)["base"]
-        tokenizer = base.tokenizer
-        embeddings = pipeline.read_leaf(base, base.token_table)
-    found = identifier.find(
-        tokenizer,
-        class_noun=config.subject.class_noun,
-        seed=config.seed,
-        count=config.identify.count,
-        embeddings=embeddings,
-    )
-    logging.info("Identifiers, best first:\n%s", identifier.as_table(found))
-    file = folder / "identifiers.json"
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        listed = [dataclasses.asdict(candidate) for candidate in found]
-        file.write_text(json.dumps(listed, indent=1) + "\n")
-    return file
 
 
 def named(steps: dict[str, int]) -> str:

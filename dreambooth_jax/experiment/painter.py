@@ -52,6 +52,11 @@ class Painter:
         """Class images per sampler call: `prior.batch_size`, rounded up to share it evenly."""
         return _whole(self.config.prior.batch_size, self.model)
 
+    @property
+    def rows(self) -> int:
+        """Pictures per sampler call: `sample.batch_size`, rounded up to share it evenly."""
+        return _whole(self.config.sample.batch_size, self.model)
+
     def texts(self, weights: Weights) -> Mapping[str, generate.Text]:
         """Every stage's prompts and embeddings; from these weights when the text encoder learns."""
         return self._texts if self._texts is not None else self._encoded(weights)
@@ -131,7 +136,7 @@ class Painter:
         if is_drawn(folder, wanted):
             return
         prompts, seeds = [prompt for _, prompt, _ in wanted], [seed for _, _, seed in wanted]
-        size = _whole(self.config.sample.batch_size, self.model)
+        size = self.rows
         with self.workdir.timed("prompt grids"):
             stages = self.draw(weights, prompts, seeds, batch_size=size, label=f"grid {label}")
         pictures = stages[-1]

@@ -114,11 +114,15 @@ _OFFENSIVE = [w for w in _MEANINGS["offensive, or its beginning"].split() if len
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A possible identifier: text, token ids, a score of how weak its prior is (more: weaker)."""
+    """A possible identifier: text, token ids, a score of how weak its prior is (more: weaker).
+
+    change: how far it moves what the base model draws, where that was measured, in grey levels.
+    """
 
     text: str
     ids: tuple[int, ...]
     score: float
+    change: float | None = None
 
 
 def default_range(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -242,9 +246,13 @@ def choose(
 
 def as_table(candidates: Sequence[Candidate]) -> str:
     """The candidates as a text table, in their order."""
-    rows = [("identifier", "tokens", "score", "ids")]
+    rows: list[tuple[str, ...]] = [("identifier", "tokens", "score", "change", "ids")]
     for c in candidates:
-        rows.append((c.text, str(len(c.ids)), f"{c.score:.3f}", " ".join(map(str, c.ids))))
+        change = "" if c.change is None else f"{c.change:.2f}"
+        cells = (c.text, str(len(c.ids)), f"{c.score:.3f}", change, " ".join(map(str, c.ids)))
+        rows.append(cells)
+    if all(c.change is None for c in candidates):
+        rows = [(*row[:3], row[4]) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
