@@ -1,11 +1,53 @@
-"""Prompt sets by name: the applications of Ruiz et al. 2022, section 4.4, ready to draw.
+"""Prompt sets by name: the applications of Ruiz et al. 2022, section 4.4, and its benchmark's.
 
-The templates are the paper's where it gives one; what stands in their brackets is chosen here, but
-for examples that it names (Michelangelo, a transparent teapot, the Eiffel Tower, a police outfit).
+The templates of applications are the paper's where it gives one; what stands in their brackets is
+chosen here, but for examples that it names (Michelangelo, a transparent teapot, the Eiffel Tower, a
+police outfit). The 25 prompts for objects and the 25 for live subjects are those of the published
+data set (github.com/google/dreambooth, CC BY 4.0), word for word.
 `{subject}` becomes "zib bird"; `{identifier}` and `{class_noun}` are its parts.
 """
 
 from collections.abc import Iterable
+
+_PLACES = (  # of every subject
+    "a {subject} in the jungle",
+    "a {subject} in the snow",
+    "a {subject} on the beach",
+    "a {subject} on a cobblestone street",
+    "a {subject} on top of pink fabric",
+    "a {subject} on top of a wooden floor",
+    "a {subject} with a city in the background",
+    "a {subject} with a mountain in the background",
+    "a {subject} with a blue house in the background",
+    "a {subject} on top of a purple rug in a forest",
+)
+_PLACES_OF_OBJECTS = (
+    "a {subject} with a wheat field in the background",
+    "a {subject} with a tree and autumn leaves in the background",
+    "a {subject} with the Eiffel Tower in the background",
+    "a {subject} floating on top of water",
+    "a {subject} floating in an ocean of milk",
+    "a {subject} on top of green grass with sunflowers around it",
+    "a {subject} on top of a mirror",
+    "a {subject} on top of the sidewalk in a crowded street",
+    "a {subject} on top of a dirt road",
+    "a {subject} on top of a white rug",
+)
+_OUTFITS = (
+    "a {subject} wearing a red hat",
+    "a {subject} wearing a santa hat",
+    "a {subject} wearing a rainbow scarf",
+    "a {subject} wearing a black top hat and a monocle",
+    "a {subject} in a chef outfit",
+    "a {subject} in a firefighter outfit",
+    "a {subject} in a police outfit",
+    "a {subject} wearing pink glasses",
+    "a {subject} wearing a yellow shirt",
+    "a {subject} in a purple wizard outfit",
+)
+_PROPERTIES = tuple(
+    f"a {word} {{subject}}" for word in ("red", "purple", "shiny", "wet", "cube shaped")
+)
 
 PROMPT_SETS: dict[str, tuple[str, ...]] = {
     "recontextualization": (
@@ -61,6 +103,8 @@ PROMPT_SETS: dict[str, tuple[str, ...]] = {
         'a {identifier} cartoon {class_noun} grabbing a fork and a knife saying "time to eat"',
         "a comic book page about a {identifier} cartoon {class_noun}",
     ),
+    "benchmark_object": _PLACES + _PLACES_OF_OBJECTS + _PROPERTIES,
+    "benchmark_live": _PLACES + _OUTFITS + _PROPERTIES,
 }
 
 
