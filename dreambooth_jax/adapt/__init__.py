@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from dreambooth_jax.adapt import full, lora, textual_inversion
+from dreambooth_jax.adapt import full, lora, pivotal, textual_inversion
 from dreambooth_jax.tree import Flat
 
 
@@ -19,6 +19,7 @@ class AdaptSettings(Protocol):
     alpha: float | None
     targets: str
     dora: bool
+    then: str
 
 
 class Adapter(NamedTuple):
@@ -53,20 +54,49 @@ NewRows = Mapping[str, Sequence[int]]
 
 
 def _textual_inversion(new_rows: NewRows) -> Adapter:
-    if not new_rows:
-        raise ValueError("textual inversion needs a stage with new tokens (Stage.with_word)")
     return Adapter(
-        functools.partial(textual_inversion.init, ids=new_rows),
+        functools.partial(textual_inversion.init, ids=_known(new_rows)),
         functools.partial(textual_inversion.combine, ids=new_rows),
         keeps_base=True,
     )
 
 
+def _pivotal(settings: AdaptSettings, seed: int, new_rows: NewRows) -> Adapter:
+    then = THEN[settings.then](settings, seed)
+    return Adapter(
+        functools.partial(pivotal.init, ids=_known(new_rows), then=then),
+        functools.partial(pivotal.combine, ids=new_rows, then=then),
+        keeps_base=then.keeps_base,
+    )
+
+
+def _known(new_rows: NewRows) -> NewRows:
+    if not new_rows:
+        raise ValueError("new tokens are trained of a stage that has some (Stage.with_word)")
+    return new_rows
+
+
+# What pivotal tuning goes on with once the word is found.
+THEN: dict[str, Callable[[AdaptSettings, int], Adapter]] = {
+    "full": lambda settings, seed: FULL,
+    "lora": _lora,
+}
 ADAPTERS: dict[str, Callable[[AdaptSettings, int, NewRows], Adapter]] = {
     "full": lambda settings, seed, rows: FULL,
     "lora": lambda settings, seed, rows: _lora(settings, seed),
     "textual_inversion": lambda settings, seed, rows: _textual_inversion(rows),
+    "pivotal": _pivotal,
 }
+
+
+def makes_words(settings: AdaptSettings) -> bool:
+    """Whether the identifier becomes new tokens whose embeddings are trained."""
+    return settings.name in ("textual_inversion", "pivotal")
+
+
+def makes_factors(settings: AdaptSettings) -> bool:
+    """Whether LoRA's factors are trained."""
+    return settings.name == "lora" or (settings.name, settings.then) == ("pivotal", "lora")
 
 
 def make(settings: AdaptSettings, *, seed: int, new_rows: NewRows | None = None) -> Adapter:

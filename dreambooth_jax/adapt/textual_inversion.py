@@ -14,6 +14,11 @@ from dreambooth_jax import tree
 ROWS = "new_rows"
 
 
+def is_row(path: str) -> bool:
+    """Whether a trainable leaf is rows of new tokens."""
+    return path.endswith(f"/{ROWS}")
+
+
 def init(
     weights: tree.Flat, rules: Sequence[tuple[str, bool]], *, ids: Mapping[str, Sequence[int]]
 ) -> tuple[tree.Flat, tree.Flat]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from dreambooth_jax.adapt import ADAPTERS
+from dreambooth_jax.adapt import ADAPTERS, THEN
 from dreambooth_jax.diffusion.guidance import THRESHOLDS
 from dreambooth_jax.diffusion.sampler import SAMPLERS
 from dreambooth_jax.optim import LR_SCHEDULES, OPTIMIZERS
@@ -55,6 +55,7 @@ def base_config() -> ConfigDict:
     c.train.prior_fraction = 0.5  # share of class rows among them, while λ > 0
     c.train.accumulate = 1  # parts a batch is cut into, one after the other, to save memory
     c.train.text_encoder = False  # train the text encoder as well; see `trainable_rules`
+    c.train.text_encoder_steps = config_dict.placeholder(int)  # then it rests; None: it never does
     c.train.ema_decay = 0.0  # per optimizer step, of the averaged weights that are kept; 0 is off
     c.train.max_bad_steps = 5  # non-finite steps in a row (each is skipped) before the run stops
     c.train.log_every = 10  # optimizer steps between two lines of metrics.jsonl
@@ -71,10 +72,15 @@ def base_config() -> ConfigDict:
     c.upscaler.sample_aug_level = config_dict.placeholder(int)  # when sampling; see `for_stage`
 
     c.adapt = ConfigDict()
-    c.adapt.name = "full"  # "full": the leaves themselves; "lora", "textual_inversion": see below
+    # "full": the leaves themselves; "lora": low-rank changes; "textual_inversion": new tokens
+    # alone; "pivotal": new tokens first, then the model around them
+    c.adapt.name = "full"  # the way to adapt
     c.adapt.train = (("unet/.*", True), (".*", False))  # path regex → train it? first match wins
-    c.adapt.num_vectors = 1  # of textual inversion: new tokens that the identifier becomes
+    c.adapt.num_vectors = 1  # new tokens that the identifier becomes, where some are trained
     c.adapt.initial_word = ""  # whose embedding they start from; "" is the class noun
+    c.adapt.then = "full"  # what "pivotal" goes on with, once the tokens rest: "full", "lora"
+    c.adapt.inversion_steps = config_dict.placeholder(int)  # of "pivotal"; None: half of all steps
+    c.adapt.inversion_learning_rate = 5e-4  # of its new tokens; optim.learning_rate is of the rest
     c.adapt.rank = 16  # of LoRA's factors
     c.adapt.alpha = config_dict.placeholder(float)  # the change is scaled by α / rank; None is rank
     c.adapt.targets = LORA_TARGETS  # regex of the kernels, among those that adapt.train chooses
@@ -154,6 +160,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "stages": ("base", "upscaler"),
     "prior.kind": ("images", "prediction"),
     "adapt.name": tuple(ADAPTERS),
+    "adapt.then": tuple(THEN),
     "optim.name": tuple(OPTIMIZERS),
     "optim.schedule": tuple(LR_SCHEDULES),
     "sampler.name": tuple(SAMPLERS),
@@ -168,6 +175,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "train.num_steps",
         "train.batch_size",
         "train.accumulate",
+        "train.text_encoder_steps",
         "train.max_bad_steps",
         "train.log_every",
         "train.checkpoint_every",
@@ -182,6 +190,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "sample.batch_size",
         "mesh.fsdp",
         "adapt.num_vectors",
+        "adapt.inversion_steps",
         "adapt.rank",
         "identify.count",
         "identify.num_drawn",
@@ -205,6 +214,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
     ),
     "(0, inf)": (
         "adapt.alpha",
+        "adapt.inversion_learning_rate",
         "optim.learning_rate",
         "optim.text_encoder_learning_rate",
         "upscaler.learning_rate",

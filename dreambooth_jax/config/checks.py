@@ -242,6 +242,8 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
             ("optim.schedule", "constant"),
             ("train.ema_decay", 0.0),
             ("optim.text_encoder_learning_rate", None),
+            ("train.text_encoder_steps", None),
+            ("adapt.name", "full" if c["adapt.name"] == "pivotal" else c["adapt.name"]),
         ):
             if c[key] != value:
                 yield Problem(key, c[key], f"{value!r} {told}", _write(key, value))
@@ -258,6 +260,11 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
         instead = f"{_default('loss.first_step')} Or: {_default('loss.last_step')}"
         yield Problem("loss.first_step", first, f"at most loss.last_step = {last}", instead)
 
+    if c["train.text_encoder_steps"] is not None and not c["train.text_encoder"]:
+        key, expected = "train.text_encoder_steps", "None, because train.text_encoder is False"
+        instead = f"{_write(key, None)} Or: {_write('train.text_encoder', True)}"
+        yield Problem(key, c[key], expected, instead)
+
     for stage in c["stages"]:
         own = {first: key for key, first in STAGE_KEYS.items() if c[key] is not None}
         if stage == "base":
@@ -269,7 +276,32 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
             whole = math.ceil(c[batch] / c[parts]) * c[parts]
             expected = f"a multiple of {parts} = {c[parts]}"
             yield Problem(batch, c[batch], expected, _write(batch, whole))
-        key = "optim.warmup_steps"
-        if c[key] > c[steps]:
-            expected = f"at most {steps} = {c[steps]}"
-            yield Problem(key, c[key], expected, _write(key, c[steps] // 10))
+        yield from _wrong_phases(c, steps)
+
+
+def _wrong_phases(c: Mapping[str, Any], steps: str) -> Iterator[Problem]:
+    """Of one stage; `steps` is the key of its number of steps."""
+    total, first, inversion = c[steps], 0, "adapt.inversion_steps"
+    shortest, of = total, f"{steps} = {total}"
+    if c["adapt.name"] == "pivotal":
+        first = c[inversion] or total // 2
+        if not 0 < first < total:
+            expected = f"less than {steps} = {total}, which are those of both phases"
+            yield Problem(inversion, c[inversion], expected, _write(steps, 2 * max(first, 1)))
+            return
+        if min(first, total - first) < shortest:
+            shortest, of = (
+                min(first, total - first),
+                f"the {min(first, total - first)} steps of a phase",
+            )
+    text = "train.text_encoder_steps"
+    if c[text] is not None:
+        stop = min(c[text], total)
+        if stop <= first:
+            expected = f"more than the {first} steps of inversion, in which the text encoder rests"
+            yield Problem(text, c[text], expected, _write(text, (first + total) // 2))
+        elif stop - first < shortest:
+            shortest, of = stop - first, f"the {stop - first} steps of the text encoder"
+    key = "optim.warmup_steps"
+    if c[key] > shortest:
+        yield Problem(key, c[key], f"at most {of}", _write(key, shortest // 10))

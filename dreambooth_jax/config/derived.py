@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dreambooth_jax import adapt
 from dreambooth_jax.config.base import (
     RESTORE_KEYS,
     RESULT_FREE_KEYS,
@@ -16,6 +17,7 @@ from dreambooth_jax.config.base import (
     flatten,
 )
 from dreambooth_jax.config.checks import ConfigError, check, raise_all, suggest
+from dreambooth_jax.optim import Phase
 
 
 def for_stage(config: ConfigDict, stage: str) -> ConfigDict:
@@ -43,7 +45,21 @@ def trainable_rules(config: ConfigDict) -> tuple[tuple[str, bool], ...]:
 
 def learns_text(config: ConfigDict) -> bool:
     """Whether embeddings of prompts change while a run trains."""
-    return config.train.text_encoder or config.adapt.name == "textual_inversion"
+    return config.train.text_encoder or adapt.makes_words(config.adapt)
+
+
+def phases(stage_config: ConfigDict) -> tuple[Phase, ...]:
+    """Which leaves are trained when (`optim.phases`), of a stage's settings; () is all, always."""
+    c, steps = stage_config, stage_config.train.num_steps
+    table, first = [], 0
+    if c.adapt.name == "pivotal":
+        first = c.adapt.inversion_steps or steps // 2
+        table.append(
+            Phase(f".*/{adapt.textual_inversion.ROWS}", 0, first, c.adapt.inversion_learning_rate)
+        )
+    if c.train.text_encoder and (c.train.text_encoder_steps or steps) < steps:
+        table.append(Phase("text_encoder.*", first, c.train.text_encoder_steps))
+    return (*table, Phase(".*", first, steps)) if table else ()
 
 
 def variant(arg: str, known: Sequence[str]) -> str:

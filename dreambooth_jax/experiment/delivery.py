@@ -7,7 +7,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from dreambooth_jax import adapt, export, sharding, train
+from dreambooth_jax import adapt, export, sharding, train, tree
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment import summary
 from dreambooth_jax.experiment.model import Model
@@ -17,7 +17,7 @@ from dreambooth_jax.signals import GracefulStop
 
 def _in_full(config: ConfigDict, words: Words) -> str:
     """The identifier as the export's own tokenizer reads it: every new token of it."""
-    if config.adapt.name != "textual_inversion":
+    if not adapt.makes_words(config.adapt):
         return words.identifier
     more = (f"{words.identifier}_{i}" for i in range(1, config.adapt.num_vectors))
     return " ".join([words.identifier, *more])
@@ -71,7 +71,7 @@ def deliver(
                 },
                 tuned=kind in steps,
             )
-            if config.adapt.name == "lora" and kind in model.trained:
+            if adapt.makes_factors(config.adapt) and kind in model.trained:
                 trained = {p: sharding.fetch(x) for p, x in model.trained[kind].items()}
                 export.lora_file.write(
                     model.stages[kind],
@@ -81,8 +81,9 @@ def deliver(
                     dtype=config.export.dtype,
                     about=about,
                 )
-            if config.adapt.name == "textual_inversion" and kind in model.trained:
-                rows = {p: sharding.fetch(x) for p, x in model.trained[kind].items()}
+            if adapt.makes_words(config.adapt) and kind in model.trained:
+                new = tree.split(model.trained[kind], adapt.textual_inversion.is_row)[0]
+                rows = {p: sharding.fetch(x) for p, x in new.items()}
                 export.embeddings_file.write(
                     rows, folder, word=words.identifier, dtype=config.export.dtype
                 )

@@ -12,8 +12,8 @@ from absl import logging
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from dreambooth_jax import adapt, export, pipeline, sharding, train, tree
 from dreambooth_jax import config as configs
-from dreambooth_jax import export, pipeline, sharding, train, tree
 from dreambooth_jax.data import audit as photo_audit
 from dreambooth_jax.data import prior as class_images
 from dreambooth_jax.data import subject as subjects
@@ -125,7 +125,7 @@ def words(config: ConfigDict, model: Model, *, as_exported: bool = False) -> Wor
     asked = config.subject.identifier
     if as_exported and asked == "auto" and (told := export.words_in(base.folder)):
         return Words.of(**told)
-    inverted = config.adapt.name == "textual_inversion"
+    inverted = adapt.makes_words(config.adapt)
     if inverted and asked.startswith("<"):  # no word of the vocabulary: nothing to check
         return Words.of(identifier=asked.lower(), class_noun=config.subject.class_noun)
     word = identifier.choose(
@@ -140,14 +140,14 @@ def words(config: ConfigDict, model: Model, *, as_exported: bool = False) -> Wor
 
 
 def with_new_word(config: ConfigDict, model: Model, words: Words) -> Model:
-    """The model whose text encoders have rows for the identifier, for textual inversion alone.
+    """The model whose text encoders have rows for the identifier, where these are trained.
 
     They start as the embedding of `adapt.initial_word`, the mean of its tokens.
 
     Raises:
       ValueError: the tokenizer cannot take the identifier as new tokens.
     """
-    if config.adapt.name != "textual_inversion":
+    if not adapt.makes_words(config.adapt):
         return model
     initial = config.adapt.initial_word or words.class_noun
     stages, weights = {}, {}

@@ -29,12 +29,17 @@ def model_card(config: ConfigDict, subject: Words, kind: str, num_steps: int) ->
         "class prompt": subject.class_prompt,
         "fine-tuned": steps if tuned else "no, as the base model",
         "learning rate": c.optim.learning_rate if tuned else "none",
-        "adapted": config.adapt.name if tuned else "none",
+        "adapted": _way(config) if tuned else "none",
         "text encoder trained": bool(config.train.text_encoder) if tuned else False,
         "prior_loss_weight": config.prior_loss_weight,
         "prior": config.prior.kind if config.prior_loss_weight else "none",
         "seed": config.seed,
     }
+
+
+def _way(config: ConfigDict) -> str:
+    name, then = config.adapt.name, config.adapt.then
+    return f"{name}, then {then}" if name == "pivotal" else name
 
 
 def grids_of(

@@ -46,7 +46,10 @@ def fine_tune(
     rows_at_once = c.train.batch_size // c.train.accumulate
     sharding.check_rows(rows_at_once, model.mesh, key=f"batch_size of stage {kind!r}")
     trainable, frozen_weights = adapter.init(dict(model.weights[kind]), configs.trainable_rules(c))
-    if c.optim.text_encoder_learning_rate and not any(map(optim.is_text, trainable)):
+    phases = configs.phases(c)
+    rates = {path: phases[optim.owner(phases, path)].learning_rate for path in trainable if phases}
+    slower = [path for path in trainable if optim.is_text(path) and rates.get(path) is None]
+    if c.optim.text_encoder_learning_rate and not slower:
         raise ValueError(
             f"optim.text_encoder_learning_rate = {c.optim.text_encoder_learning_rate}, but no text "
             "encoder is trained. Write --config.train.text_encoder=True, or leave it out."
@@ -79,6 +82,7 @@ def fine_tune(
         time_steps=(c.loss.first_step, c.loss.last_step),
         offset_noise=c.loss.offset_noise,
         prior_by_prediction=by_prediction,
+        phases=phases,
     )
     run = train.compiled(
         trainable,
@@ -86,7 +90,7 @@ def fine_tune(
         stage=stage,
         recipe=recipe,
         adapter=adapter,
-        tx=optim.make(c.optim, num_steps=c.train.num_steps),
+        tx=optim.make(c.optim, num_steps=c.train.num_steps, phases=phases),
         mesh=model.mesh,
         rules=c.sharding.rules,
         min_bytes=c.sharding.min_bytes,
@@ -209,5 +213,11 @@ def announcement(kind: str, c: ConfigDict, model: Model, trainable: tree.Flat, s
         f"{kind}: trains {len(trainable)} leaves, {tree.count(trainable):,} parameters "
         f"({tree.nbytes(trainable) / 2**20:.1f} MiB; {total / 2**20:.1f} MiB with the optimizer's "
         f"state) on {model.mesh.size} {device.device_kind} device(s) ({shape}), for "
-        f"{c.train.num_steps} steps of {rows[0]} subject + {rows[1]} class rows."
+        f"{c.train.num_steps} steps of {rows[0]} subject + {rows[1]} class rows{in_phases(c)}."
     )
+
+
+def in_phases(c: ConfigDict) -> str:
+    """Which leaves are trained in which steps, for the announcement; "" when all are always."""
+    told = [f"{p.paths!r} in steps {p.first} to {p.stop - 1}" for p in configs.phases(c)]
+    return f", the first match of {', '.join(told)}" if told else ""

@@ -1,5 +1,6 @@
-"""The optimizer: clipping, an update rule by name, the learning rate over optimizer steps."""
+"""The optimizer: clipping, an update rule by name, learning rates and phases over its steps."""
 
+from dreambooth_jax.optim.phases import Phase, active, masked, owner
 from dreambooth_jax.optim.rules import (
     LR_SCHEDULES,
     OPTIMIZERS,
@@ -16,10 +17,14 @@ __all__ = [
     "LR_SCHEDULES",
     "OPTIMIZERS",
     "OptimSettings",
+    "Phase",
+    "active",
     "average",
     "evaluated",
     "is_text",
     "keeps_average",
     "lr_schedule",
     "make",
+    "masked",
+    "owner",
 ]

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
 from dreambooth_jax.optim.adam8bit import scale_by_adam8bit
+from dreambooth_jax.optim.phases import Phases, owner, phased
 from dreambooth_jax.tree import Flat
 
 
@@ -71,9 +73,15 @@ OPTIMIZERS: dict[str, Rule] = {
 }
 
 
-def lr_schedule(settings: OptimSettings, *, num_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then the named shape until `num_steps` optimizer steps."""
-    peak, warmup = settings.learning_rate, settings.warmup_steps
+def lr_schedule(
+    settings: OptimSettings, *, num_steps: int, peak: float | None = None
+) -> optax.Schedule:
+    """Linear warm-up from 0 to the peak, then the named shape until `num_steps` optimizer steps.
+
+    peak: None is the settings' own.
+    """
+    peak = settings.learning_rate if peak is None else peak
+    warmup = settings.warmup_steps
     shape = LR_SCHEDULES[settings.schedule]
     after = shape(peak, settings.final_fraction, max(num_steps - warmup, 1))
     if not warmup:
@@ -86,24 +94,47 @@ def is_text(path: str) -> bool:
     return path.startswith("text_encoder")
 
 
-def _slower_text(settings: OptimSettings) -> list[optax.GradientTransformation]:
-    """Text encoders at their own learning rate: every rule's update is proportional to it."""
-    own = settings.text_encoder_learning_rate
-    if own is None:
+def _slower_text(settings: OptimSettings, phases: Phases) -> list[optax.GradientTransformation]:
+    """Text encoders at their own learning rate: every rule's update is proportional to it.
+
+    Leaves whose phase has a learning rate keep that one.
+    """
+    rate = settings.text_encoder_learning_rate
+    if rate is None:
         return []
-    ratio = own / settings.learning_rate
+    ratio = rate / settings.learning_rate
+
+    def slower(path: str) -> bool:
+        own = phases[owner(phases, path)].learning_rate if phases else None
+        return is_text(path) and own is None
 
     def scaled(updates: Flat, params: Any) -> Flat:
-        return {path: ratio * x if is_text(path) else x for path, x in updates.items()}
+        return {path: ratio * x if slower(path) else x for path, x in updates.items()}
 
     return [optax.stateless(scaled)]
 
 
-def make(settings: OptimSettings, *, num_steps: int) -> optax.GradientTransformation:
-    """Clipping to a global norm (0 = off), then the update rule, at one or two learning rates."""
+def make(
+    settings: OptimSettings, *, num_steps: int, phases: Phases = ()
+) -> optax.GradientTransformation:
+    """Clipping to a global norm (0 = off), then the update rule, at one or two learning rates.
+
+    With phases its `update` is told the optimizer step, as `step`.
+    """
     clip = [optax.clip_by_global_norm(settings.grad_clip)] if settings.grad_clip else []
-    rule = OPTIMIZERS[settings.name](lr_schedule(settings, num_steps=num_steps), settings)
-    parts = [*clip, rule, *_slower_text(settings)]
+    by_name = OPTIMIZERS[settings.name]
+    if phases:
+        rules = [
+            by_name(
+                lr_schedule(settings, num_steps=max(p.stop - p.first, 1), peak=p.learning_rate),
+                settings,
+            )
+            for p in phases
+        ]
+        rule: optax.GradientTransformation = phased(phases, rules)
+    else:
+        rule = by_name(lr_schedule(settings, num_steps=num_steps), settings)
+    parts = [*clip, rule, *_slower_text(settings, phases)]
     return parts[0] if len(parts) == 1 else optax.chain(*parts)
 
 
@@ -124,11 +155,20 @@ def evaluated(opt_state: Any, params: Flat) -> Flat | None:
     return None
 
 
-def average(ema: Flat, new: Flat, step: jax.Array, decay: float) -> Flat:
+def average(ema: Flat, new: Flat, step: jax.Array, decay: float, *, phases: Phases = ()) -> Flat:
     """The exponential moving average after n + 1 updates; n is `step`.
 
     The decay rises as (1 + n) / (10 + n), up to `decay`, which lets the average forget the starting
-    point early (as in TensorFlow's ExponentialMovingAverage).
+    point early (as in TensorFlow's ExponentialMovingAverage). With phases n counts from the start
+    of a leaf's own, before which its average stays; after its end it goes on towards the value that
+    the other leaves are trained beside.
     """
-    rate: Any = jax.numpy.minimum(decay, (1.0 + step) / (10.0 + step))
-    return {path: rate * ema[path] + (1 - rate) * new[path] for path in ema}
+
+    def one(path: str) -> jax.Array:
+        first = phases[owner(phases, path)].first if phases else 0
+        n = jnp.maximum(step - first, 0)
+        rate = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+        moved = rate * ema[path] + (1 - rate) * new[path]
+        return moved if first == 0 else jnp.where(step < first, ema[path], moved)
+
+    return {path: one(path) for path in ema}

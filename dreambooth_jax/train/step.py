@@ -49,7 +49,8 @@ class Recipe:
 
     `aug_levels` are the first and last level of the noise on the low-res input, as time steps,
     `time_steps` those that x0 is noised to. With `prior_by_prediction` a class row's target is what
-    the untouched model says (`frozen["before"]`), not its picture.
+    the untouched model says (`frozen["before"]`), not its picture. `phases` tell which leaves are
+    trained when; the optimizer knows the same ones.
     """
 
     seed: int
@@ -62,6 +63,7 @@ class Recipe:
     time_steps: tuple[int, int] = (0, 999)
     offset_noise: float = 0.0
     prior_by_prediction: bool = False
+    phases: tuple[optim.Phase, ...] = ()
     remat: bool = False
 
 
@@ -193,17 +195,23 @@ def train_step(
     value, parts, grads = gradients(
         state.trainable, frozen, rows, recipe=recipe, stage=stage, adapter=adapter
     )
+    on = optim.active(recipe.phases, grads, state.step)
+    grads = optim.masked(grads, on) if recipe.phases else grads
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
-    updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+    updates, opt_state = optax.with_extra_args_support(tx).update(
+        grads, state.opt_state, state.trainable, step=state.step
+    )
     trainable = optax.apply_updates(state.trainable, updates)
+    # By choice, not by adding nothing: that would turn -0 into 0, and flush what is denormal.
+    trainable = {p: jnp.where(on[p] & finite, x, state.trainable[p]) for p, x in trainable.items()}
     ema = optim.evaluated(opt_state, trainable)
     if ema is None and state.ema is not None:
         ema = state.ema
-        ema = optim.average(ema, trainable, state.step, recipe.ema_decay)
-    new, old = (trainable, opt_state, ema), (state.trainable, state.opt_state, state.ema)
-    trainable, opt_state, ema = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        ema = optim.average(ema, trainable, state.step, recipe.ema_decay, phases=recipe.phases)
+    new, old = (opt_state, ema), (state.opt_state, state.ema)
+    opt_state, ema = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
     metrics = {"loss": value, **parts, "grad_norm": norm, "bad_steps": bad_steps}
     return TrainState(state.step + 1, bad_steps, trainable, opt_state, ema), metrics
