@@ -272,6 +272,10 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
         batch, parts, steps = (
             own.get(key, key) for key in ("train.batch_size", "train.accumulate", "train.num_steps")
         )
+        if c["prior_loss_weight"] > 0 and c[batch] == 1:
+            expected = "2 or more: a row for the subject and one for its class"
+            instead = f"{_write(batch, 2)} Or, without class rows: {_write('prior_loss_weight', 0)}"
+            yield Problem(batch, 1, expected, instead)
         if c[batch] % c[parts]:
             whole = math.ceil(c[batch] / c[parts]) * c[parts]
             expected = f"a multiple of {parts} = {c[parts]}"

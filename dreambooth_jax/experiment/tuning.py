@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from dreambooth_jax import adapt, checkpoint, optim, sharding, train, tree
+from dreambooth_jax import adapt, checkpoint, generate, optim, sharding, train, tree
 from dreambooth_jax import config as configs
 from dreambooth_jax.data import images
 from dreambooth_jax.data.batches import Pictures, SubjectBatches, split_rows
@@ -45,52 +45,19 @@ def fine_tune(
     adapter = adapter_of(config, stage)
     rows_at_once = c.train.batch_size // c.train.accumulate
     sharding.check_rows(rows_at_once, model.mesh, key=f"batch_size of stage {kind!r}")
-    trainable, frozen_weights = adapter.init(dict(model.weights[kind]), configs.trainable_rules(c))
-    phases = configs.phases(c)
-    rates = {path: phases[optim.owner(phases, path)].learning_rate for path in trainable if phases}
-    slower = [path for path in trainable if optim.is_text(path) and rates.get(path) is None]
-    if c.optim.text_encoder_learning_rate and not slower:
-        raise ValueError(
-            f"optim.text_encoder_learning_rate = {c.optim.text_encoder_learning_rate}, but no text "
-            "encoder is trained. Write --config.train.text_encoder=True, or leave it out."
-        )
     text = painter.texts(model.weights)[kind]
-    frozen: dict[str, Any] = {"weights": frozen_weights}
-    tokens = None
-    if configs.learns_text(c):
-        tokens = stage.tokens(text.prompts, keep=subject.identifier)
-    else:  # encoded once: the encoder has no part in the steps
-        frozen = {
-            "weights": tree.split(frozen_weights, lambda path: path.startswith("unet/"))[0],
-            "table": text.table,
-        }
-    if by_prediction := c.prior_loss_weight > 0 and c.prior.kind == "prediction":
-        frozen["table"] = text.table  # of the untouched text encoder, too
-        if not adapter.keeps_base:  # a second copy: the trained one is overwritten in place
-            unet = tree.split(trainable, lambda path: path.startswith("unet/"))[0]
-            frozen["before"] = jax.tree.map(jnp.copy, unet)
+    trainable, frozen, recipe = start(c, model.weights[kind], text, adapter)
+    learns_text = configs.learns_text(c)
+    tokens = stage.tokens(text.prompts, keep=subject.identifier) if learns_text else {}
     rows = text.rows([subject.instance_prompt, subject.class_prompt])
     source = batches(kind, c, model, subject, prior, rows=rows)
-    recipe = train.Recipe(
-        seed=c.seed,
-        prior_loss_weight=c.prior_loss_weight,
-        min_snr_gamma=c.loss.min_snr_gamma,
-        accumulate=c.train.accumulate,
-        ema_decay=c.train.ema_decay,
-        dtype=compute_dtype(c),
-        aug_levels=(c.upscaler.aug_level, c.upscaler.aug_level),
-        time_steps=(c.loss.first_step, c.loss.last_step),
-        offset_noise=c.loss.offset_noise,
-        prior_by_prediction=by_prediction,
-        phases=phases,
-    )
     run = train.compiled(
         trainable,
         frozen,
         stage=stage,
         recipe=recipe,
         adapter=adapter,
-        tx=optim.make(c.optim, num_steps=c.train.num_steps, phases=phases),
+        tx=optim.make(c.optim, num_steps=c.train.num_steps, phases=recipe.phases),
         mesh=model.mesh,
         rules=c.sharding.rules,
         min_bytes=c.sharding.min_bytes,
@@ -119,7 +86,7 @@ def fine_tune(
             checkpoint.check_space(workdir.root, to_come * checkpoint.estimate_bytes(run.state))
 
         def batch_at(step: int) -> Mapping[str, Any]:
-            return source.batch(step) | (tokens or {})
+            return source.batch(step) | tokens
 
         with workdir.timed(f"training {kind}"):
             state = train.fit(
@@ -143,6 +110,50 @@ def fine_tune(
                 ),
             )
     return trained(state)
+
+
+def start(
+    c: ConfigDict, weights: tree.Flat, text: generate.Text, adapter: adapt.Adapter
+) -> tuple[tree.Flat, dict[str, Any], train.Recipe]:
+    """What a stage's settings make of its weights and texts: trainable, frozen, the recipe.
+
+    Raises:
+      ValueError: nothing to train, or no text encoder to which its learning rate would apply.
+    """
+    trainable, frozen_weights = adapter.init(dict(weights), configs.trainable_rules(c))
+    phases = configs.phases(c)
+    rates = {path: phases[optim.owner(phases, path)].learning_rate for path in trainable if phases}
+    slower = [path for path in trainable if optim.is_text(path) and rates.get(path) is None]
+    if c.optim.text_encoder_learning_rate and not slower:
+        raise ValueError(
+            f"optim.text_encoder_learning_rate = {c.optim.text_encoder_learning_rate}, but no text "
+            "encoder is trained. Write --config.train.text_encoder=True, or leave it out."
+        )
+    frozen: dict[str, Any] = {"weights": frozen_weights}
+    if not configs.learns_text(c):  # encoded once: the encoder has no part in the steps
+        frozen = {
+            "weights": tree.split(frozen_weights, lambda path: path.startswith("unet/"))[0],
+            "table": text.table,
+        }
+    if by_prediction := c.prior_loss_weight > 0 and c.prior.kind == "prediction":
+        frozen["table"] = text.table  # of the untouched text encoder, too
+        if not adapter.keeps_base:  # a second copy: the trained one is overwritten in place
+            unet = tree.split(trainable, lambda path: path.startswith("unet/"))[0]
+            frozen["before"] = jax.tree.map(jnp.copy, unet)
+    recipe = train.Recipe(
+        seed=c.seed,
+        prior_loss_weight=c.prior_loss_weight,
+        min_snr_gamma=c.loss.min_snr_gamma,
+        accumulate=c.train.accumulate,
+        ema_decay=c.train.ema_decay,
+        dtype=compute_dtype(c),
+        aug_levels=(c.upscaler.aug_level, c.upscaler.aug_level),
+        time_steps=(c.loss.first_step, c.loss.last_step),
+        offset_noise=c.loss.offset_noise,
+        prior_by_prediction=by_prediction,
+        phases=phases,
+    )
+    return trainable, frozen, recipe
 
 
 def adapter_of(config: ConfigDict, stage: Stage) -> adapt.Adapter:

@@ -1,0 +1,218 @@
+"""The ways to train, each with each other one: where peers break.
+
+Every cell is a configuration that `validate` and `tuning.start` turn into a step on a toy stage:
+its loss falls, what is to change changes, everything else stays bit for bit. By default enough
+cells run that every pair of choices occurs; `pytest -m matrix` runs all.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_stage
+from toy_stage import CHANNELS, IDS, MASK, WIDTH, Toy
+
+from dreambooth_jax import adapt, generate, optim, sharding, train
+from dreambooth_jax import config as configs
+from dreambooth_jax.data.batches import split_rows
+from dreambooth_jax.experiment import tuning
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "prior": ("off", "images", "prediction"),
+    "adapt": ("full", "lora", "textual_inversion", "pivotal"),
+    "text": (False, True),
+    "min_snr": (0.0, 5.0),
+    "accumulate": (1, 2),
+    "batch_size": (1, 2),
+}
+Cell = dict[str, Any]
+CELLS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+NEW = 8  # the id of the new token
+TABLE = "text_encoder/shared/embedding"
+KERNELS = ("unet/pixel/kernel", "unet/text/kernel", "unet/time/kernel", "text_encoder/q/kernel")
+PIVOT = 3  # steps of inversion
+
+
+def refused(cell: Cell) -> str | None:
+    """Why a cell cannot be: what its error says; None for one that can."""
+    if cell["adapt"] == "textual_inversion" and cell["text"]:
+        return "train.text_encoder = True.*trains embeddings alone"
+    if cell["batch_size"] == 1 and cell["prior"] != "off":
+        return "train.batch_size = 1.*a row for the subject and one for its class"
+    if cell["batch_size"] < cell["accumulate"]:
+        return "train.batch_size = 1.*a multiple of train.accumulate = 2"
+    return None
+
+
+POSSIBLE = [cell for cell in CELLS if refused(cell) is None]
+
+
+def pairs(cell: Cell) -> set[tuple[tuple[str, Any], ...]]:
+    return set(itertools.combinations(cell.items(), 2))
+
+
+def covering(cells: list[Cell]) -> list[Cell]:
+    """Cells in which every pair that occurs in `cells` occurs: the most new pairs first."""
+    left = set().union(*map(pairs, cells))
+    chosen = []
+    while left:
+        best = max(cells, key=lambda cell: len(left & pairs(cell)))
+        left -= pairs(best)
+        chosen.append(best)
+    return chosen
+
+
+def named(cell: Cell) -> str:
+    return "-".join(f"{value}" for value in cell.values())
+
+
+def test_the_cells_that_run_by_default_cover_all_pairs_that_can_be():
+    assert len(CELLS) == 3 * 4 * 2**4
+    # By hand: 7 of 8 pairs of way to adapt and text encoder; of prior, accumulation and rows
+    # 3 · 2 with two rows and 1 with one; min-SNR goes with all.
+    assert len(POSSIBLE) == 7 * (3 * 2 + 1) * 2
+    found = set().union(*map(pairs, covering(POSSIBLE)))
+    for (name, values), (other, more) in itertools.combinations(CHOICES.items(), 2):
+        for pair in itertools.product(values, more):
+            two = dict(zip((name, other), pair, strict=True))
+            there = tuple(two.items()) in found
+            cannot_be = two in (
+                {"adapt": "textual_inversion", "text": True},
+                {"prior": "images", "batch_size": 1},
+                {"prior": "prediction", "batch_size": 1},
+                {"accumulate": 2, "batch_size": 1},
+            )
+            assert there != cannot_be, two
+    assert len(covering(POSSIBLE)) < len(POSSIBLE) / 5
+
+
+def config_of(cell: Cell) -> configs.ConfigDict:
+    c = configs.base_config()
+    c.stages, c.upscaler_model = ("base",), ""
+    c.prior_loss_weight = 0.0 if cell["prior"] == "off" else 0.5
+    c.prior.kind = "prediction" if cell["prior"] == "prediction" else "images"
+    c.adapt.name, c.adapt.then, c.adapt.rank = cell["adapt"], "lora", 2
+    c.adapt.targets = ".*/kernel"
+    c.adapt.inversion_steps, c.adapt.inversion_learning_rate = PIVOT, 0.02
+    c.train.text_encoder = cell["text"]
+    c.train.num_steps = 2 * PIVOT
+    c.train.accumulate, c.train.batch_size = cell["accumulate"], cell["batch_size"]
+    c.loss.min_snr_gamma = cell["min_snr"]
+    c.optim.learning_rate = 0.02
+    configs.validate(c)
+    return c
+
+
+@pytest.mark.parametrize("cell", [c for c in CELLS if refused(c)], ids=named)
+def test_a_cell_that_cannot_be_is_an_error_that_says_why(cell):
+    with pytest.raises(configs.ConfigError, match=refused(cell)):
+        config_of(cell)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Small(Toy):
+    """The toy with the paths of networks, so that all ways to adapt find what they look for."""
+
+    def encode_text(self, params, tokens, *, dtype):
+        words = params[TABLE][tokens["ids"]] @ params["text_encoder/q/kernel"]
+        return (words * tokens["mask"][..., None]).astype(dtype)
+
+    def predict(self, params, xt, t, text, **extra):
+        inner = {
+            f"unet/{name}": params[f"unet/{name}/kernel"] for name in ("pixel", "text", "time")
+        }
+        return super().predict(inner, xt, t, text, **extra)
+
+
+def weights() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    outs = 2 * CHANNELS
+    shapes = dict(
+        zip(KERNELS, [(CHANNELS, outs), (WIDTH, outs), (1, outs), (WIDTH, WIDTH)], strict=True)
+    )
+    shapes[TABLE] = (NEW + 1, WIDTH)
+    return {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_half_the_time() -> Iterator[None]:
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def check(cell: Cell) -> None:
+    c, stage, flat = config_of(cell), Small(), weights()
+    learns_words = cell["adapt"] in ("textual_inversion", "pivotal")
+    new_rows = {TABLE: (NEW,)} if learns_words else {}
+    ids = np.where(IDS[0, 0] == IDS, NEW, IDS) if learns_words else IDS
+    tokens = {"ids": ids.astype(np.int32), "mask": MASK}
+    table = stage.encode_text(flat, tokens, dtype=np.float32)
+    adapter = adapt.make(c.adapt, seed=0, new_rows=new_rows)
+    text = generate.Text(("the subject", "its class"), jnp.asarray(table))
+    trainable, frozen, recipe = tuning.start(c, flat, text, adapter)
+    run = train.compiled(
+        trainable,
+        frozen,
+        stage=stage,
+        recipe=recipe,
+        adapter=adapter,
+        tx=optim.make(c.optim, num_steps=c.train.num_steps, phases=recipe.phases),
+        mesh=sharding.make_mesh(devices=jax.devices()[:1]),
+        rules=c.sharding.rules,
+        min_bytes=0,
+    )
+    state, frozen = run.init(trainable), jax.device_put(frozen, run.frozen)
+    fraction = c.train.prior_fraction if c.prior_loss_weight else 0
+    counts = split_rows(c.train.batch_size, prior_fraction=fraction)
+    batch = toy_stage.batch(*counts) | (tokens if configs.learns_text(c) else {})
+
+    # The same draws again and again: the loss of a step that is repeated must fall. Of pivotal
+    # tuning the first step trains the word, the other one what is around it.
+    first_of_all = None
+    for step in (0, PIVOT):
+        losses = []
+        for _ in range(4):
+            state = dataclasses.replace(state, step=jnp.int32(step))
+            state, metrics = run.step(state, frozen, run.put_batch(batch))
+            first_of_all = first_of_all or jax.tree.map(float, metrics)
+            losses.append(float(metrics["loss"]))
+        assert np.isfinite(losses).all(), losses
+        assert (np.diff(losses) < 0).all(), losses
+    assert int(metrics["bad_steps"]) == 0
+    if cell["prior"] == "prediction":  # at first the model says what the untouched one says
+        assert first_of_all["loss/prior"] < 1e-10
+    else:
+        assert (first_of_all["loss/prior"] > 0) == (cell["prior"] == "images")
+
+    after = jax.tree.map(np.asarray, adapter.combine(dict(frozen["weights"]), state.trainable))
+    changed = {path for path, leaf in after.items() if leaf.tobytes() != flat[path].tobytes()}
+    tuned = {path for path in KERNELS if path.startswith("unet/") or cell["text"]}
+    expected = {
+        "full": tuned | ({TABLE} if cell["text"] else set()),
+        "lora": tuned,
+        "textual_inversion": {TABLE},
+        "pivotal": tuned | {TABLE},
+    }[cell["adapt"]]
+    assert changed == expected
+    if learns_words:  # and of the table its new row alone
+        assert after[TABLE][:NEW].tobytes() == flat[TABLE][:NEW].tobytes()
+    still = {path: np.asarray(leaf) for path, leaf in frozen["weights"].items()}
+    assert all(leaf.tobytes() == flat[path].tobytes() for path, leaf in still.items())
+
+
+@pytest.mark.parametrize("cell", covering(POSSIBLE), ids=named)
+def test_a_cell_trains_what_it_is_to_train(cell):
+    check(cell)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("cell", POSSIBLE, ids=named)
+def test_every_cell_trains_what_it_is_to_train(cell):
+    check(cell)
