@@ -160,6 +160,7 @@ WRONG = [
     ({"prior_loss_weight": float("inf")}, ["prior_loss_weight = inf", "[0, inf)"]),
     ({"train__prior_fraction": 1.0}, ["train.prior_fraction = 1.0", "(0, 1)"]),
     ({"train__prior_fraction": 0.0}, ["train.prior_fraction = 0.0", "(0, 1)"]),
+    ({"train__batch_size": 1}, ["train.batch_size = 1", "=2", "prior_loss_weight=0"]),
     ({"train__accumulate": 3}, ["train.batch_size = 4", "train.accumulate = 3", "=6"]),
     ({"upscaler__batch_size": 3, "train__accumulate": 2}, ["upscaler.batch_size = 3", "=4"]),
     ({"upscaler__accumulate": 8}, ["train.batch_size = 4", "upscaler.accumulate = 8", "=8"]),
@@ -229,7 +230,7 @@ def test_keys_that_are_not_ours_or_gone_are_told():
         {"prior_loss_weight": 0.0, "prior__num_images": 0},
         {"stages": ("base",), "upscaler_model": ""},
         {"stages": ("base",), "upscaler__num_steps": 1, "optim__warmup_steps": 5},
-        {"train__batch_size": 1},  # prior rows are a mask: even one row can alternate
+        {"train__batch_size": 1, "prior_loss_weight": 0.0},
         {"subject__class_noun": "teddy bear"},
         {"subject__class_noun": "auto"},  # the identifier "auto" is no word of a prompt
         {"subject__identifier": "<zib-1>"},
