@@ -32,18 +32,21 @@ MODES = {
     "sample": experiment.sample,
     "export": experiment.export,
     "identify": experiment.identify,
+    "evaluate": experiment.evaluate,
 }
 _MADE = {
     "train": "report",
     "sample": "pictures",
     "export": "fine-tuned model",
     "identify": "identifiers",
+    "evaluate": "scores",
 }
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
     list(MODES),
-    "The whole run; draw sample.prompts, or export, with a run's checkpoints; find identifiers.",
+    "The whole run; draw sample.prompts, or export, with a run's checkpoints; find identifiers; "
+    "score a run's pictures, or a folder's.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",

@@ -30,6 +30,7 @@ _VARIANT = re.compile(rf"(?:{'|'.join(_STEMS)})\.(\w+)(?:-\d+-of-\d+)?\.safetens
 _REDUNDANT = {
     "encoder.embed_tokens.weight": "shared.weight",
     "text_model.embeddings.position_ids": "text_model.embeddings.position_embedding.weight",
+    "vision_model.embeddings.position_ids": "vision_model.embeddings.position_embedding.weight",
 }
 # The attention of an autoencoder had other names once, and 1x1 convolutions for linear layers.
 _OLD_ATTENTION = re.compile(r"(mid_block\.attentions\.0)\.(query|key|value|proj_attn)\.")
@@ -118,11 +119,13 @@ def read(
     *,
     variant: str | None = None,
     put: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+    ignore: str = "",
 ) -> tree.Flat:
     """The parameters that a network has (`abstract`), from its folder, float32, leaf by leaf.
 
     Args:
       put: called with (path, array) for each leaf as soon as it is read, to place it on devices.
+      ignore: regex of keys of the file that the network has no use for.
 
     Raises:
       FileNotFoundError: no safetensors file; says what lies there instead.
@@ -138,6 +141,8 @@ def read(
         with _opened(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                 key = _usual(name, wanted)
+                if key not in wanted and re.fullmatch(ignore, key):
+                    continue
                 found.add(key)
                 if key not in wanted:
                     continue

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import commands
 import jax
+import judges
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ from PIL import Image
 from dreambooth_jax import config as configs
 from dreambooth_jax import experiment
 from dreambooth_jax.checkpoint import CheckpointError
+from dreambooth_jax.evaluate import scores
 from dreambooth_jax.experiment.workdir import Workdir
 
 MESH = {"mesh__data": 4, "mesh__fsdp": 2, "sharding__min_bytes": 0}
@@ -65,11 +67,16 @@ def compiled_programs() -> Iterator[list[str]]:
     jax.monitoring.unregister_event_duration_listener(listener)
 
 
-def test_odd_photos_no_class_images_and_an_upscaler_left_as_it_is(
-    stages: dict[str, Path], photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_odd_photos_no_class_images_scores_and_an_upscaler_left_as_it_is(
+    stages: dict[str, Path],
+    photos: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    judges.instead(monkeypatch)
     changed = {"subject__images": str(photos), "stages": ("base",), "prior_loss_weight": 0.0}
-    c = commands.config(stages, **MESH, **changed)
+    c = commands.config(stages, **MESH, **changed, evaluate__at_end=True)
     folder = tmp_path / "run"
     with caplog.at_level(logging.INFO, logger="absl"):
         commands.run_here(c, folder)
@@ -94,6 +101,23 @@ def test_odd_photos_no_class_images_and_an_upscaler_left_as_it_is(
         assert len(found) == 1
         assert re.match(rf"  {outcome} +{re.escape(name)} +{rest}", found[0]), found[0]
     assert "4 photos kept, 4 skipped" in reports[0]
+
+    # The scores are those of the grids before and after; nothing more was drawn for them.
+    drawn = {path.name for path in (folder / "samples").iterdir()}
+    assert drawn == {"before", "base-000003", "base-000006", "after"}
+    found = {(s.measure, s.pictures): s for s in scores.read(folder / "scores.json")}
+    a, b = (
+        judges.colours([np.asarray(Image.open(folder / "samples" / name / "01_00.png"))], "")
+        for name in ("before", "after")
+    )
+    same = found["drift_similarity", "tuned"]  # "a bird", one picture each
+    assert same.value == pytest.approx((a @ b.T).item() / np.linalg.norm(a) / np.linalg.norm(b))
+    assert same.n == 1
+    assert found["subject_similarity", "photos"].n == 6  # pairs of 4 photos
+    assert found["subject_similarity", "tuned"].n == 4
+    page = (folder / "report.html").read_text()
+    assert ">Scores<" in page and ">Drift of the class<" in page
+    assert f"{same.value:.3f}" in page
 
     assert not (folder / "prior").exists()
     assert all(line["base/loss/prior"] == 0 for line in commands.lines(folder, "base"))

@@ -5,14 +5,18 @@ import shutil
 from pathlib import Path
 
 import commands
+import judges
 import numpy as np
 import pytest
 import transformers
 from PIL import Image
 
+import dreambooth_jax
 from dreambooth_jax import config as configs
 from dreambooth_jax import experiment
 from dreambooth_jax.checkpoint import CheckpointError
+from dreambooth_jax.evaluate import scores
+from dreambooth_jax.experiment.evaluation import evaluate
 from dreambooth_jax.experiment.modes import export, sample
 
 PROMPTS = ("a {subject} at night", "a {class_noun}")
@@ -87,6 +91,37 @@ def test_prompts_of_ones_own_and_the_untouched_model(done):
     assert page.shape[1] >= 2 * 128 and page.std() > 0
 
 
+def test_a_run_is_scored_by_its_own_grids_or_by_more_pictures(done, monkeypatch):
+    _, folder = done
+    judges.instead(monkeypatch)
+    before = {path.name for path in (folder / "samples").iterdir()}
+    file = commands.here(evaluate, of_run(folder), folder)
+    assert {path.name for path in (folder / "samples").iterdir()} == before  # nothing is drawn
+    found = {(s.measure, s.pictures): s for s in scores.read(file)}
+    photos = sorted(Path(dreambooth_jax.__file__).parent.glob("assets/subject/*.png"))
+    real = judges.colours([np.asarray(Image.open(photo).convert("RGB")) for photo in photos], "")
+    for name, grid in (("untouched", "before"), ("tuned", "after")):
+        picture, about = pictures(folder / "samples" / grid)["00_00.png"]
+        assert about["prompt"] != "a bird"
+        cosines = [
+            x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+            for x in judges.colours([picture], "")
+            for y in real
+        ]
+        score = found["subject_similarity", name]
+        assert (score.value, score.n) == (pytest.approx(np.mean(cosines)), len(photos))
+
+    # Two of each prompt: these are drawn, the first as they were.
+    c = of_run(folder, evaluate__num_images=2, restore__base=0, restore__upscaler=0)
+    content = json.loads(commands.here(evaluate, c, folder).read_text())
+    assert content["about"]["weights"] == "untouched"
+    assert content["about"]["pictures"] == {"untouched": 4}
+    (made,) = (folder / "samples").glob("untouched-*")
+    assert {about["prompt"] for _, about in pictures(made).values()} >= {"a bird"}
+    same = pictures(folder / "samples" / "before")["01_00.png"][0]
+    assert np.abs(pictures(made)["01_00.png"][0].astype(int) - same).max() <= 1
+
+
 def test_an_earlier_checkpoint_is_exported(done, tmp_path):
     _, folder = done
     copied = Path(shutil.copytree(folder, tmp_path / "run"))
@@ -140,6 +175,7 @@ def test_the_command_line(done):
 def test_every_mode_is_one_of_the_experiment():
     assert experiment.sample is sample
     assert experiment.export is export
+    assert experiment.evaluate is evaluate
 
 
 def test_identify_lists_candidates_of_the_base_and_of_any_tokenizer(done, tmp_path):

@@ -137,6 +137,21 @@ def base_config() -> ConfigDict:
     c.identify.num_images = 0  # drawn with each, to rank them by what they change; 0 draws none
     c.identify.num_drawn = 12  # how many of the best by their embeddings are drawn
 
+    c.evaluate = ConfigDict()  # of --mode=evaluate, and of the end of a run
+    c.evaluate.at_end = True  # a run ends with the scores of the judges at hand; none: no scores
+    # "dino_vits16", "clip_vitb32", …: the groups below; () is those that are installed or on disk
+    c.evaluate.encoders = ()  # the judges
+    c.evaluate.prompts = ()  # as sample.prompts, which () stands for
+    c.evaluate.num_images = config_dict.placeholder(int)  # per prompt, for sample.num_images
+    c.evaluate.generated = ""  # folder of pictures to judge instead of the run's own
+    c.evaluate.reference = ""  # folder of real photos; "" is subject.images
+    c.evaluate.batch_size = 16  # pictures per call of a judge, all devices together
+    c.evaluate.resamples = 1000  # draws behind an interval
+    # Where a judge's weights are: a file; "" is the installed package's (extra: eval)
+    c.evaluate.efficientnet_lite0 = ""  # features of an ImageNet classifier
+    c.evaluate.lpips_alex = ""  # perceptual distance; or a folder with lpips' state dictionary
+    c.evaluate.lpips_vgg = ""  # the same over VGG16, slow: only if encoders names it
+
     c.mesh = ConfigDict()  # devices along each axis; their product is the number of devices
     c.mesh.data = -1  # rows of a batch are split; -1 takes all devices that the others leave
     c.mesh.fsdp = 1  # rows are split, and parameters and optimizer state as well
@@ -167,6 +182,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sampler.threshold": tuple(THRESHOLDS),
     "sharding.rules": ("fsdp", "replicate"),
     "export.dtype": ("float16", "bfloat16", "float32"),
+    "evaluate.encoders": ("efficientnet_lite0", "lpips_alex", "lpips_vgg"),
 }
 RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes the bound
     "[1, inf)": (
@@ -194,6 +210,9 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "adapt.rank",
         "identify.count",
         "identify.num_drawn",
+        "evaluate.num_images",
+        "evaluate.batch_size",
+        "evaluate.resamples",
     ),
     "[0, inf)": (
         "prior_loss_weight",
@@ -253,6 +272,7 @@ RESULT_FREE_KEYS = (
     "export.*",
     "hub.*",
     "identify.*",
+    "evaluate.*",
     "restore.*",
 )
 # Without which a checkpoint cannot be read, or a prompt not be put together, by the other modes.

@@ -168,7 +168,12 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(key, c[key], f"pairs (regex, value): {reason}", _default(key))
 
     yield from _wrong_names(c)
-    yield from _wrong_prompts(c["sample.prompts"])
+    key = "sample.prompts"
+    if not c[key]:
+        yield Problem(key, c[key], "at least one prompt", _write(key, ("a {subject}",)))
+    for key in ("sample.prompts", "evaluate.prompts"):
+        yield from _wrong_prompts(key, c[key])
+    yield from _wrong_encoders(c["evaluate.encoders"])
 
 
 def _wrong_rules(rules: Sequence[Any], values: Sequence[Any]) -> str:
@@ -200,10 +205,16 @@ def _wrong_names(c: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(key, identifier, f"a word without the noun {noun!r} in it", _default(key))
 
 
-def _wrong_prompts(prompts: Sequence[Any]) -> Iterator[Problem]:
-    key = "sample.prompts"
-    if not prompts:
-        yield Problem(key, prompts, "at least one prompt", _write(key, ("a {subject}",)))
+def _wrong_encoders(names: Sequence[Any]) -> Iterator[Problem]:
+    key = "evaluate.encoders"
+    known = CHOICES[key]
+    for name in names:
+        if name not in known:
+            hint = suggest(str(name), known) or f"Write {known[0]!r}."
+            yield Problem(key, name, f"of {', '.join(map(repr, known))}", hint)
+
+
+def _wrong_prompts(key: str, prompts: Sequence[Any]) -> Iterator[Problem]:
     expected = f"text with only {', '.join(f'{{{name}}}' for name in TEMPLATE_FIELDS)} in braces"
     for prompt in prompts:
         try:

@@ -7,7 +7,10 @@ data set (github.com/google/dreambooth, CC BY 4.0), word for word.
 `{subject}` becomes "zib bird"; `{identifier}` and `{class_noun}` are its parts.
 """
 
+import re
 from collections.abc import Iterable
+
+from dreambooth_jax.data.subject import article
 
 _PLACES = (  # of every subject
     "a {subject} in the jungle",
@@ -111,3 +114,24 @@ PROMPT_SETS: dict[str, tuple[str, ...]] = {
 def expanded(prompts: Iterable[str]) -> tuple[str, ...]:
     """The prompts, with every name of a set replaced by what is in it."""
     return tuple(line for prompt in prompts for line in PROMPT_SETS.get(prompt, (prompt,)))
+
+
+def mentions(prompt: str, word: str) -> bool:
+    """Whether a word, such as the identifier, stands in the prompt, in whatever case."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) is not None
+
+
+def without_word(prompt: str, word: str | None) -> str:
+    """The prompt without a word, and the article before it right again: "a zib owl" → "an owl"."""
+    if word is None:
+        return prompt
+    before = rf"(?:\b(?P<article>an?)\s+)?(?<!\w){re.escape(word)}(?!\w)\s*(?P<next>\S*)"
+
+    def left(found: re.Match[str]) -> str:
+        following = found["next"]
+        if found["article"] is None or not following:
+            return following
+        return f"{article(following)} {following}"
+
+    plain = re.sub(before, left, prompt, flags=re.IGNORECASE)
+    return " ".join(plain.split())

@@ -40,8 +40,8 @@ def denoising(
 
     Channels after the first C are a learned variance; they are left alone here. γ = 0 means no
     weighting. target `[B,H,W,C]`: what the output is to be, instead of what x0 and noise make it.
-    pixel_weights `[B,H,W,1]`, not negative: the mean over a picture is weighted by them, Σ w·e / Σ w,
-    so that only their ratios count; no picture may have zeros alone.
+    pixel_weights `[B,H,W,1]`, not negative: the mean over a picture is weighted by them,
+    Σ w·e / Σ w, so that only their ratios count; no picture may have zeros alone.
     """
     output = output[..., : x0.shape[-1]].astype(jnp.float32)
     wanted = process.target(schedule, x0, noise, t) if target is None else target

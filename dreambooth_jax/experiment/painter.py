@@ -6,25 +6,31 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from PIL import Image, PngImagePlugin
 
 from dreambooth_jax import config as configs
 from dreambooth_jax import generate, report, rng, sharding, tree
-from dreambooth_jax.data.prompts import expanded
+from dreambooth_jax.data.prompts import expanded, mentions
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.model import Model, compute_dtype
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.pipeline import Stage
 
 Weights = Mapping[str, tree.Flat]
+Grid = dict[str, list[np.ndarray]]  # pictures by prompt
+Wanted = Sequence[tuple[str, str, int]]  # file name, prompt, seed
 
 
-def prompts_of(config: ConfigDict, subject: Words) -> tuple[str, ...]:
-    """The prompts of the grid, with the subject's words put in, each once."""
+def prompts_of(
+    config: ConfigDict, subject: Words, templates: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """The prompts of the grid, or of other templates, with the subject's words, each once."""
     words = {
         "subject": f"{subject.identifier} {subject.class_noun}",
         "identifier": subject.identifier,
@@ -32,8 +38,8 @@ def prompts_of(config: ConfigDict, subject: Words) -> tuple[str, ...]:
         "instance_prompt": subject.instance_prompt,
         "class_prompt": subject.class_prompt,
     }
-    templates = expanded(config.sample.prompts)
-    return tuple(dict.fromkeys(template.format(**words) for template in templates))
+    lines = expanded(config.sample.prompts if templates is None else templates)
+    return tuple(dict.fromkeys(line.format(**words) for line in lines))
 
 
 class Painter:
@@ -41,7 +47,8 @@ class Painter:
 
     def __init__(self, config: ConfigDict, model: Model, subject: Words, workdir: Workdir):
         self.config, self.model, self.subject, self.workdir = config, model, subject, workdir
-        self.prompts = prompts_of(config, subject)
+        asked = [*grid_of(config, subject), *judged_of(config, subject)]
+        self.prompts = tuple(dict.fromkeys(prompt for _, prompt, _ in asked))
         self.settings = {kind: _settings(config, kind) for kind in model.kinds}
         self._tuned = {kind: stage.fine_tuned() for kind, stage in model.stages.items()}
         self._samplers: dict[Stage, generate.Sampler] = {}
@@ -119,19 +126,41 @@ class Painter:
         drawn before is replaced, and the same again is there already.
         """
         wanted = grid_of(self.config, self.subject)
-        settings = {kind: dataclasses.asdict(s) for kind, s in self.settings.items()}
-        of = json.dumps([wanted, settings, self.model.fingerprints, self.config.dtype])
-        name = f"{label}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
-        self.grid(weights, name)
-        folder = self.workdir.samples / name
+        folder = self._own_folder(label, wanted)
+        self.grid(weights, folder.name)
         if jax.process_index() == 0:
             page = report.sheet(read_grid(folder, wanted))
-            save_png(folder / "grid.png", page, about={"weights": label, "samplers": settings})
+            about = {"weights": label, "samplers": self._about()}
+            save_png(folder / "grid.png", page, about=about)
         return folder
 
-    def grid(self, weights: Weights, label: str) -> None:
+    def judged(self, weights: Weights, label: str, *, ready: str | None) -> Grid:
+        """The pictures that a run is judged by (`judged_of`), by prompt.
+
+        Those in `samples/<ready>/`, where they are the same; else they are drawn into a folder of
+        their own. With several processes all of them come back when all the files are there.
+        """
+        wanted = judged_of(self.config, self.subject)
+        there = None if ready is None else self.workdir.samples / ready
+        if there is None or not is_drawn(there, wanted, self._about()):
+            there = self._own_folder(label, wanted)
+            self.grid(weights, there.name, wanted)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{label} is drawn")
+        return read_grid(there, wanted)
+
+    def _about(self) -> dict[str, dict[str, Any]]:
+        """How the stages sample, as pictures tell it."""
+        return {kind: dataclasses.asdict(s) for kind, s in self.settings.items()}
+
+    def _own_folder(self, label: str, wanted: Wanted) -> Path:
+        """A folder whose name depends on all that its pictures depend on."""
+        of = json.dumps([wanted, self._about(), self.model.fingerprints, self.config.dtype])
+        return self.workdir.samples / f"{label}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
+
+    def grid(self, weights: Weights, label: str, wanted: Wanted | None = None) -> None:
         """Draws every prompt with fixed seeds into `samples/<label>/`, unless they are there."""
-        wanted = grid_of(self.config, self.subject)
+        wanted = grid_of(self.config, self.subject) if wanted is None else wanted
         folder = self.workdir.samples / label
         if is_drawn(folder, wanted):
             return
@@ -142,24 +171,38 @@ class Painter:
         pictures = stages[-1]
         self.workdir.writer.write_images(0, {f"samples/{label}": pictures})
         if jax.process_index() == 0:
-            settings = {kind: dataclasses.asdict(s) for kind, s in self.settings.items()}
             for (name, prompt, seed), picture in zip(wanted, pictures, strict=True):
-                about = {"prompt": prompt, "seed": seed, "weights": label, "samplers": settings}
+                about = {"prompt": prompt, "seed": seed, "weights": label}
+                about["samplers"] = self._about()
                 save_png(folder / name, picture, about=about)
 
 
 def grid_of(config: ConfigDict, subject: Words) -> list[tuple[str, str, int]]:
     """(file name, prompt, seed) of every picture of the grid, prompt by prompt."""
-    count = config.sample.num_images
+    return _named(config, prompts_of(config, subject), config.sample.num_images)
+
+
+def judged_of(config: ConfigDict, subject: Words) -> list[tuple[str, str, int]]:
+    """The same of the pictures that the run is judged by; some prompt is always the class's."""
+    prompts = prompts_of(config, subject, config.evaluate.prompts or None)
+    if all(mentions(prompt, subject.identifier) for prompt in prompts):
+        prompts = (*prompts, subject.class_prompt)
+    return _named(config, prompts, config.evaluate.num_images or config.sample.num_images)
+
+
+def _named(config: ConfigDict, prompts: Sequence[str], count: int) -> list[tuple[str, str, int]]:
     return [
         (f"{p:02d}_{k:02d}.png", prompt, seed_of(config.seed, k))
-        for p, prompt in enumerate(prompts_of(config, subject))
+        for p, prompt in enumerate(prompts)
         for k in range(count)
     ]
 
 
-def is_drawn(folder: Path, wanted: Sequence[tuple[str, str, int]]) -> bool:
-    """Whether `folder` holds these prompts and seeds, by what its pictures say of themselves."""
+def is_drawn(folder: Path, wanted: Wanted, samplers: Mapping[str, Any] | None = None) -> bool:
+    """Whether `folder` holds these prompts and seeds, by what its pictures say of themselves.
+
+    samplers: these as well, where given.
+    """
     for name, prompt, seed in wanted:
         try:
             with Image.open(folder / name) as image:
@@ -167,6 +210,8 @@ def is_drawn(folder: Path, wanted: Sequence[tuple[str, str, int]]) -> bool:
         except (OSError, KeyError, ValueError):
             return False
         if (about["prompt"], about["seed"]) != (prompt, seed):
+            return False
+        if samplers is not None and about["samplers"] != samplers:
             return False
     return True
 
@@ -176,9 +221,9 @@ def seed_of(seed: int, index: int) -> int:
     return int(rng.generator(seed, "grid", index).integers(2**32, dtype=np.uint32))
 
 
-def read_grid(folder: Path, wanted: Sequence[tuple[str, str, int]]) -> dict[str, list[np.ndarray]]:
+def read_grid(folder: Path, wanted: Wanted) -> Grid:
     """The pictures of a grid by prompt, as `Painter.grid` wrote them."""
-    cells: dict[str, list[np.ndarray]] = {}
+    cells: Grid = {}
     for name, prompt, _ in wanted:
         with Image.open(folder / name) as image:
             cells.setdefault(prompt, []).append(np.asarray(image.convert("RGB")))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from dreambooth_jax import adapt, export, pipeline, sharding, train, tree
@@ -80,10 +80,15 @@ def audit(config: ConfigDict, stages: Mapping[str, Stage]) -> Audit:
     return report
 
 
+def make_mesh(config: ConfigDict) -> Mesh:
+    """The mesh over all devices that the settings ask for."""
+    sizes = config.mesh
+    return sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)
+
+
 def load(config: ConfigDict, stages: Mapping[str, Stage]) -> Model:
     """Reads the weights, each leaf straight to its place; logs where each kind of leaf went."""
-    sizes = config.mesh
-    mesh = sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)
+    mesh = make_mesh(config)
     starts = "" if configs.learns_text(config) else ("unet/", "vae/")
     weights, fingerprints = {}, {}
     for kind, stage in stages.items():

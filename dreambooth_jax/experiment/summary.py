@@ -10,7 +10,11 @@ from ml_collections import ConfigDict
 from dreambooth_jax import __version__, report, tree
 from dreambooth_jax import config as configs
 from dreambooth_jax.data.prior import Prior
+from dreambooth_jax.data.prompts import mentions
 from dreambooth_jax.data.subject import Subject, Words
+from dreambooth_jax.evaluate import scores
+from dreambooth_jax.evaluate.scores import TUNED, UNTOUCHED
+from dreambooth_jax.experiment.judged import Judged
 from dreambooth_jax.experiment.model import Model
 from dreambooth_jax.experiment.painter import grid_of, is_drawn, prompts_of, read_grid
 from dreambooth_jax.experiment.workdir import Workdir
@@ -60,8 +64,36 @@ def grids_of(
     }
 
 
+def scored(judged: Judged, identifier: str) -> list[Any]:
+    """The sections that tell how well it went: the scores, and how far the class drifted."""
+    prompts = [prompt for prompt in judged.grids[TUNED] if not mentions(prompt, identifier)]
+    return [
+        report.Table(
+            "Scores",
+            "Means with 95 % bootstrap intervals over prompts, pictures and photos; in scores.json "
+            "with what each of them means. The photos among themselves are what the subject's "
+            "similarity can reach. Numbers of different encoders cannot be compared.",
+            rows=scores.rows(judged.scores),
+            header=scores.HEADER,
+        ),
+        report.Comparison(
+            "Drift of the class",
+            "Prompts without the subject's word, the same seeds: the less they changed, the better "
+            "the class was kept.",
+            rows=prompts,
+            columns=[UNTOUCHED, TUNED],
+            cells=[[judged.grids[name][p] for name in (UNTOUCHED, TUNED)] for p in prompts],
+        ),
+    ]
+
+
 def write(
-    config: ConfigDict, workdir: Workdir, model: Model, subject: Subject, prior: Prior | None
+    config: ConfigDict,
+    workdir: Workdir,
+    model: Model,
+    subject: Subject,
+    prior: Prior | None,
+    judged: Judged | None = None,
 ) -> Path:
     """Writes `report.html`, the last file of a run, and returns its path."""
     prompts = prompts_of(config, subject)
@@ -81,6 +113,7 @@ def write(
             columns=["before", "after"],
             cells=[[grids["before"][p], grids["after"][p]] for p in prompts],
         ),
+        *([] if judged is None else scored(judged, subject.identifier)),
         report.Gallery(
             "The photos",
             "As the model sees them: upright, resized to cover the square and cropped.",
@@ -166,6 +199,7 @@ def _files(workdir: Workdir) -> list[tuple[str, str]]:
         "class images and their manifest": "prior/",
         "checkpoints": "checkpoints/",
         "numbers": "metrics.jsonl",
+        "scores": "scores.json",
         "settings": "config.json",
     }
     return [(what, where) for what, where in found.items() if (workdir.root / where).exists()]

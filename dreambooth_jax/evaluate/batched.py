@@ -1,0 +1,63 @@
+"""A network over many pictures: one compiled program, rows shared by the devices of a mesh."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from dreambooth_jax import sharding, tree
+
+# Row numbers [B] -> the arguments of the network, host arrays with B rows each.
+Rows = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+class Batched:
+    """`pure(params, *arguments)` for any number of rows, `batch_size` at a time.
+
+    The batch is rounded up so that all devices get as much; a short one is filled up with repeats.
+    Without a mesh one device does all.
+    """
+
+    def __init__(
+        self,
+        pure: Callable[..., Any],
+        params: tree.Flat,
+        *,
+        batch_size: int,
+        mesh: Mesh | None = None,
+    ):
+        self.mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+        parts = sharding.row_shards(self.mesh)
+        self.batch_size = -(-batch_size // parts) * parts
+        whole = sharding.replicated(self.mesh)
+        self._params = {path: sharding.put(leaf, whole) for path, leaf in params.items()}
+        self._call = jax.jit(pure, out_shardings=sharding.rows(self.mesh))
+
+    def __call__(self, count: int, rows: Rows, *, label: str | None = None) -> Any:
+        """What the network gives for rows 0 … count - 1, on the host; a tree of float32 `[N,…]`.
+
+        A progress bar is shown under `label` when there is one.
+        """
+        if count < 1:
+            raise ValueError(f"{label or 'a network'} was given no pictures; expected at least 1.")
+        kept = []
+        bar = tqdm(
+            total=count,
+            desc=label,
+            unit="image",
+            disable=label is None or jax.process_index() != 0,
+            mininterval=0.5 if sys.stderr.isatty() else 15,
+        )
+        split = sharding.rows(self.mesh)
+        with bar:
+            for start in range(0, count, self.batch_size):
+                index = np.arange(start, start + self.batch_size) % count
+                real = min(self.batch_size, count - start)
+                made = self._call(self._params, *(sharding.put(x, split) for x in rows(index)))
+                kept.append(jax.tree.map(lambda x, real=real: sharding.fetch(x)[:real], made))
+                bar.update(real)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *kept)

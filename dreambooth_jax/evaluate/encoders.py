@@ -1,0 +1,142 @@
+"""The judges by name: where their weights are, and what they make of pictures.
+
+A judge either turns pictures (and prompts) into features that are compared by cosine, or gives the
+distance of two pictures. Each has its own name in every table: numbers of different judges are
+never mixed, nor put beside published ones of another.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jax.sharding import Mesh
+
+from dreambooth_jax.evaluate import encoder, perceptual
+
+Images = Sequence[np.ndarray]  # uint8 [H,W,3], of any sizes
+
+
+class EncoderError(ValueError):
+    """Weights of judges are not at hand; the text says what to install or to give for each."""
+
+
+class Judge(Protocol):
+    """What all judges have: the name that their scores are under."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of N pictures `[N,D]`, and of prompts where the judge reads them.
+
+    Both are called with a label for the progress bar.
+    """
+
+    name: str
+    images: Callable[[Images, str], np.ndarray]
+    texts: Callable[[Sequence[str], str], np.ndarray] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """Distances `[K]` of K pairs of pictures, 0 for equal ones; called with a label as well."""
+
+    name: str
+    pairs: Callable[[Images, Images, str], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where weights are looked for, and how they are run."""
+
+    given: str  # a file, a folder or a hub id; "" is the installed package's
+    cache_dir: str | None
+    offline: bool
+    batch_size: int
+    mesh: Mesh | None
+
+
+def _efficientnet(name: str, source: Source) -> Features:
+    run = encoder.Encoder(source.given or None, batch_size=source.batch_size, mesh=source.mesh)
+    return Features(name, lambda pictures, label: run(pictures, label=label)[0])
+
+
+def _lpips(name: str, source: Source) -> Distance:
+    net = name.removeprefix("lpips_")
+    run = perceptual.Lpips(net, source.given, batch_size=source.batch_size, mesh=source.mesh)
+    return Distance(name, lambda first, second, label: run(first, second, label=label))
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A judge that can be asked for: its title in tables, how it is found and how it is opened.
+
+    find: raises ModuleNotFoundError, FileNotFoundError or ValueError where weights are missing.
+    by_name_only: too slow to be taken because it happens to be there.
+    """
+
+    title: str
+    find: Callable[[Source], Any]
+    open: Callable[[str, Source], Features | Distance]
+    by_name_only: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "efficientnet_lite0": Kind(
+        "EfficientNet-Lite0",
+        lambda source: source.given or encoder.weight_file(),
+        _efficientnet,
+    ),
+    "lpips_alex": Kind(
+        "LPIPS (AlexNet)", lambda source: perceptual.weight_file("alex", source.given), _lpips
+    ),
+    "lpips_vgg": Kind(
+        "LPIPS (VGG16)",
+        lambda source: perceptual.weight_file("vgg", source.given),
+        _lpips,
+        by_name_only=True,
+    ),
+}
+
+
+def at_hand(sources: Mapping[str, Source]) -> list[str]:
+    """The judges whose weights are on this machine; nobody else is asked, none is slow."""
+    found = []
+    for name, source in sources.items():
+        if KINDS[name].by_name_only:
+            continue
+        try:
+            KINDS[name].find(dataclasses.replace(source, offline=True))
+        except (ModuleNotFoundError, FileNotFoundError, ValueError):
+            continue
+        found.append(name)
+    return found
+
+
+def check(names: Sequence[str], sources: Mapping[str, Source]) -> None:
+    """All of these judges' weights must be there, or come from the model hub now.
+
+    Raises:
+      EncoderError: one message for all that are missing, with what to install or to give.
+    """
+    problems = []
+    for name in names:
+        try:
+            KINDS[name].find(sources[name])
+        except (ModuleNotFoundError, FileNotFoundError, ValueError) as error:
+            problems.append(f"\n  {name}: {error}")
+    if problems:
+        raise EncoderError("encoders of evaluate.encoders are missing:" + "".join(problems))
+
+
+def open_all(names: Sequence[str], sources: Mapping[str, Source]) -> list[Features | Distance]:
+    """These judges, ready to be called.
+
+    Raises:
+      EncoderError: as `check`.
+      ValueError, OSError: a file is there, but is not what the name says.
+    """
+    check(names, sources)
+    return [KINDS[name].open(name, sources[name]) for name in names]

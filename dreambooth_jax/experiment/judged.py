@@ -1,0 +1,15 @@
+"""What the judges of a run found."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from dreambooth_jax.evaluate.scores import Score
+from dreambooth_jax.experiment.painter import Grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """The scores of a run, and the grids that they are of, by name of the weights."""
+
+    scores: Sequence[Score]
+    grids: Mapping[str, Grid]
