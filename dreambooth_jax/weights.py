@@ -60,8 +60,12 @@ def turned(path: str, array: np.ndarray, *, to_file: bool) -> np.ndarray:
     return array.T
 
 
-def _files(folder: Path, variant: str | None) -> list[Path]:
-    """The safetensors files of one component, following an index when there is one."""
+def files_of(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors files of one component, following an index when there is one.
+
+    Raises:
+      FileNotFoundError: there is none; says what lies there instead.
+    """
     middle = f".{variant}" if variant else ""
     for stem in _STEMS:
         index = folder / f"{stem}.safetensors.index{middle}.json"
@@ -132,7 +136,7 @@ def read(
       ValueError: a key is missing or left over, or a shape differs (lists all of them); a file is
         cut short.
     """
-    files = _files(Path(folder), variant)
+    files = files_of(Path(folder), variant)
     flat: tree.Flat = {}
     wanted = {key_of(path): path for path in abstract}
     found: set[str] = set()
@@ -154,7 +158,8 @@ def read(
                 if array.shape != shape:
                     wrong.append(f"{key}: found {array.shape}, expected {shape}")
                     continue
-                flat[path] = put(path, np.ascontiguousarray(array.astype(np.float32, copy=False)))
+                values = np.ascontiguousarray(array.astype(np.float32, copy=False))
+                flat[path] = put(path, values.reshape(shape))  # a scalar came out as [1]
     redundant = {key for key, same in _REDUNDANT.items() if same in wanted and key not in wanted}
     tree.check_keys(wanted, found - redundant, what=f"weights in {folder}")
     if wrong:

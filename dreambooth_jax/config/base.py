@@ -139,7 +139,7 @@ def base_config() -> ConfigDict:
 
     c.evaluate = ConfigDict()  # of --mode=evaluate, and of the end of a run
     c.evaluate.at_end = True  # a run ends with the scores of the judges at hand; none: no scores
-    # "dino_vits16", "clip_vitb32", …: the groups below; () is those that are installed or on disk
+    # "dino_vits16", "clip_vitb32" and so on, as below; () is those that are installed or on disk
     c.evaluate.encoders = ()  # the judges
     c.evaluate.prompts = ()  # as sample.prompts, which () stands for
     c.evaluate.num_images = config_dict.placeholder(int)  # per prompt, for sample.num_images
@@ -147,7 +147,11 @@ def base_config() -> ConfigDict:
     c.evaluate.reference = ""  # folder of real photos; "" is subject.images
     c.evaluate.batch_size = 16  # pictures per call of a judge, all devices together
     c.evaluate.resamples = 1000  # draws behind an interval
-    # Where a judge's weights are: a file; "" is the installed package's (extra: eval)
+    # Where a judge's weights are: a folder in the layout of transformers, or a hub id …
+    c.evaluate.dino_vits16 = "facebook/dino-vits16"  # the paper's own judge of subjects
+    c.evaluate.clip_vitb32 = "openai/clip-vit-base-patch32"  # the paper's of prompts, probably
+    c.evaluate.clip_vitl14 = "openai/clip-vit-large-patch14"  # a larger one
+    # … or a file; "" is the installed package's (extra: eval)
     c.evaluate.efficientnet_lite0 = ""  # features of an ImageNet classifier
     c.evaluate.lpips_alex = ""  # perceptual distance; or a folder with lpips' state dictionary
     c.evaluate.lpips_vgg = ""  # the same over VGG16, slow: only if encoders names it
@@ -182,7 +186,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sampler.threshold": tuple(THRESHOLDS),
     "sharding.rules": ("fsdp", "replicate"),
     "export.dtype": ("float16", "bfloat16", "float32"),
-    "evaluate.encoders": ("efficientnet_lite0", "lpips_alex", "lpips_vgg"),
+    "evaluate.encoders": (
+        "dino_vits16",
+        "clip_vitb32",
+        "clip_vitl14",
+        "efficientnet_lite0",
+        "lpips_alex",
+        "lpips_vgg",
+    ),
 }
 RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes the bound
     "[1, inf)": (

@@ -1,5 +1,6 @@
 """A network over many pictures: one compiled program, rows shared by the devices of a mesh."""
 
+import copy
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,18 +38,26 @@ class Batched:
         self._params = {path: sharding.put(leaf, whole) for path, leaf in params.items()}
         self._call = jax.jit(pure, out_shardings=sharding.rows(self.mesh))
 
-    def __call__(self, count: int, rows: Rows, *, label: str | None = None) -> Any:
+    def also(self, pure: Callable[..., Any]) -> "Batched":
+        """Another function of the same parameters, which are on the devices once."""
+        other = copy.copy(self)
+        other._call = jax.jit(pure, out_shardings=sharding.rows(self.mesh))
+        return other
+
+    def __call__(
+        self, count: int, rows: Rows, *, label: str | None = None, unit: str = "image"
+    ) -> Any:
         """What the network gives for rows 0 … count - 1, on the host; a tree of float32 `[N,…]`.
 
-        A progress bar is shown under `label` when there is one.
+        A progress bar that counts `unit`s is shown under `label` when there is one.
         """
         if count < 1:
-            raise ValueError(f"{label or 'a network'} was given no pictures; expected at least 1.")
+            raise ValueError(f"{label or 'a network'} was given no {unit}; expected at least 1.")
         kept = []
         bar = tqdm(
             total=count,
             desc=label,
-            unit="image",
+            unit=unit,
             disable=label is None or jax.process_index() != 0,
             mininterval=0.5 if sys.stderr.isatty() else 15,
         )

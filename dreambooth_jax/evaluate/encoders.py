@@ -7,12 +7,13 @@ never mixed, nor put beside published ones of another.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
 
-from dreambooth_jax.evaluate import encoder, perceptual
+from dreambooth_jax.evaluate import encoder, perceptual, published
 
 Images = Sequence[np.ndarray]  # uint8 [H,W,3], of any sizes
 
@@ -69,6 +70,24 @@ def _lpips(name: str, source: Source) -> Distance:
     return Distance(name, lambda first, second, label: run(first, second, label=label))
 
 
+def _folder(source: Source) -> Path:
+    return published.locate(source.given, cache_dir=source.cache_dir, offline=source.offline)
+
+
+def _dino(name: str, source: Source) -> Features:
+    run = published.Dino(_folder(source), batch_size=source.batch_size, mesh=source.mesh)
+    return Features(name, lambda pictures, label: run.images(pictures, label=label))
+
+
+def _clip(name: str, source: Source) -> Features:
+    run = published.Clip(_folder(source), batch_size=source.batch_size, mesh=source.mesh)
+    return Features(
+        name,
+        lambda pictures, label: run.images(pictures, label=label),
+        lambda prompts, label: run.texts(prompts, label=label),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """A judge that can be asked for: its title in tables, how it is found and how it is opened.
@@ -84,6 +103,9 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
+    "dino_vits16": Kind("DINO (ViT-S/16)", _folder, _dino),
+    "clip_vitb32": Kind("CLIP (ViT-B/32)", _folder, _clip),
+    "clip_vitl14": Kind("CLIP (ViT-L/14)", _folder, _clip),
     "efficientnet_lite0": Kind(
         "EfficientNet-Lite0",
         lambda source: source.given or encoder.weight_file(),

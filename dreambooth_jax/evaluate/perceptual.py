@@ -99,4 +99,4 @@ class Lpips:
         def rows(index: np.ndarray) -> list[np.ndarray]:
             return [LPIPS([side[i] for i in index]) for side in (first, second)]
 
-        return self._call(len(first), rows, label=label)
+        return self._call(len(first), rows, label=label, unit="pair")

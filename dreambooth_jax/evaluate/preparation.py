@@ -48,13 +48,19 @@ class Preparation:
         return spare // 2 if self.halves == "down" else round(spare / 2)
 
 
-# Ruiz et al. 2022 leave it open; this gives the values of their figure 11 (the processor that lies
-# beside the published weights does not): Resize(256), CenterCrop(224), statistics of ImageNet.
-DINO = Preparation(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # [-1, 1], the network does the rest. LPIPS depends on the size, so that is always the same.
 LPIPS = Preparation(256, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def dino(size: int) -> Preparation:
+    """DINO's for pictures of `size` pixels: at 224, Resize(256) and CenterCrop(224).
+
+    Ruiz et al. 2022 leave it open; this gives the values of their figure 11, and the processor that
+    lies beside the published weights does not (github.com/google/dreambooth, issue 3).
+    """
+    return Preparation(size * 8 // 7, size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def of_processor(folder: Path, *, size: int) -> Preparation:

@@ -17,19 +17,43 @@ _ARCHITECTURES = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
 _OLD_EOS = 2  # files older than the true id have this one, and mean the largest id of the prompt
 
 
-@dataclasses.dataclass(frozen=True)
-class ClipConfig:
-    """The keys of `text_encoder/config.json` that shape the encoder."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """The keys of a `config.json` that shape the layers, of texts and of pictures alike."""
 
-    vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    projection_dim: int = 512
-    max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+
+    @classmethod
+    def problems(cls, raw: Mapping[str, Any]) -> list[str]:
+        """What is missing in the file, or is not known here."""
+        fields = dataclasses.fields(cls)
+        needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+        problems = [f"{key} is missing" for key in needed if raw.get(key) is None]
+        act = raw.get("hidden_act", cls.hidden_act)
+        if act not in layers.ACTIVATIONS:
+            known = ", ".join(sorted(layers.ACTIVATIONS))
+            problems.append(f"hidden_act = {act!r}; supported: {known}")
+        return problems
+
+    @classmethod
+    def given(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys that the file sets."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return {key: raw[key] for key in names if raw.get(key) is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipConfig(StackConfig):
+    """The keys of `text_encoder/config.json` that shape the encoder."""
+
+    vocab_size: int
+    projection_dim: int = 512
+    max_position_embeddings: int = 77
     eos_token_id: int = 49407
     projects: bool = False
 
@@ -40,21 +64,14 @@ class ClipConfig:
         Raises:
           ValueError: a key is missing, or has a value that this network does not know.
         """
-        names = {field.name: field.default for field in dataclasses.fields(cls)}
-        needed = [key for key, default in names.items() if default is dataclasses.MISSING]
-        problems = [f"{key} is missing" for key in needed if raw.get(key) is None]
+        problems = cls.problems(raw)
         architecture = (raw.get("architectures") or ["CLIPTextModel"])[0]
         if architecture not in _ARCHITECTURES:
             known = ", ".join(_ARCHITECTURES)
             problems.append(f"architectures = [{architecture!r}]; supported: {known}")
-        act = raw.get("hidden_act", cls.hidden_act)
-        if act not in layers.ACTIVATIONS:
-            known = ", ".join(sorted(layers.ACTIVATIONS))
-            problems.append(f"hidden_act = {act!r}; supported: {known}")
         if problems:
             raise ValueError("text_encoder/config.json of a CLIP: " + "; ".join(problems) + ".")
-        given = {key: value for key, value in raw.items() if key in names and value is not None}
-        return cls(**given | {"projects": _ARCHITECTURES[architecture]})
+        return cls(**cls.given(raw) | {"projects": _ARCHITECTURES[architecture]})
 
 
 class ClipText(NamedTuple):
@@ -71,9 +88,9 @@ class ClipText(NamedTuple):
 
 
 class SelfAttention(nnx.Module):
-    """Attention of each token to those before it and itself, `[B,L,D]`."""
+    """Attention of each token to others, `[B,L,D]`; `bias` says to which, None to all."""
 
-    def __init__(self, cfg: ClipConfig):
+    def __init__(self, cfg: StackConfig):
         size = cfg.hidden_size
         self.q_proj = layers.Linear(size, size)
         self.k_proj = layers.Linear(size, size)
@@ -81,7 +98,7 @@ class SelfAttention(nnx.Module):
         self.out_proj = layers.Linear(size, size)
         self.heads = cfg.num_attention_heads
 
-    def __call__(self, x: Array, bias: Array) -> Array:
+    def __call__(self, x: Array, bias: Array | None) -> Array:
         heads = (*x.shape[:2], self.heads, -1)
         q, k, v = (project(x).reshape(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
         return self.out_proj(layers.attention(q, k, v, bias=bias).reshape(x.shape))
@@ -90,7 +107,7 @@ class SelfAttention(nnx.Module):
 class FeedForward(nnx.Module):
     """Two linear layers around an activation."""
 
-    def __init__(self, cfg: ClipConfig):
+    def __init__(self, cfg: StackConfig):
         self.fc1 = layers.Linear(cfg.hidden_size, cfg.intermediate_size)
         self.fc2 = layers.Linear(cfg.intermediate_size, cfg.hidden_size)
         self.act_fn = cfg.hidden_act
@@ -102,13 +119,13 @@ class FeedForward(nnx.Module):
 class Layer(nnx.Module):
     """x plus attention of its norm, then plus feed-forward layers of its norm."""
 
-    def __init__(self, cfg: ClipConfig):
+    def __init__(self, cfg: StackConfig):
         self.layer_norm1 = layers.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
         self.self_attn = SelfAttention(cfg)
         self.layer_norm2 = layers.LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
         self.mlp = FeedForward(cfg)
 
-    def __call__(self, x: Array, bias: Array) -> Array:
+    def __call__(self, x: Array, bias: Array | None) -> Array:
         x = x + self.self_attn(self.layer_norm1(x), bias)
         return x + self.mlp(self.layer_norm2(x))
 
@@ -127,7 +144,7 @@ class Embeddings(nnx.Module):
 class Stack(nnx.Module):
     """All layers, under the name of the weight file."""
 
-    def __init__(self, cfg: ClipConfig):
+    def __init__(self, cfg: StackConfig):
         self.layers = nnx.List([Layer(cfg) for _ in range(cfg.num_hidden_layers)])
 
 

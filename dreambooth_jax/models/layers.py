@@ -126,9 +126,10 @@ class Conv(nnx.Module):
         width: int = 3,
         stride: int = 1,
         padding: tuple[int, int] | None = None,
+        bias: bool = True,
     ):
         self.kernel = param(width, width, size_in, size_out)
-        self.bias = param(size_out)
+        self.bias = param(size_out) if bias else None
         self.stride = stride
         self.padding = ((width - 1) // 2,) * 2 if padding is None else padding
 
@@ -140,7 +141,7 @@ class Conv(nnx.Module):
             padding=[self.padding] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + _per_channel(self.bias[...], y)
+        return y if self.bias is None else y + _per_channel(self.bias[...], y)
 
 
 class Embedding(nnx.Module):

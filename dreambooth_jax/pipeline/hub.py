@@ -7,6 +7,8 @@ from pathlib import Path
 # What a stage reads, and what its export hands on; no pickles, and no weights of other variants.
 _STEMS = ("diffusion_pytorch_model", "model")
 _REST = ("*.json", "tokenizer*/*", "feature_extractor/*", "scheduler/*")
+# What an encoder reads, which has no folders in its folder.
+_ENCODER = ("*.json", "merges.txt", "model.safetensors", "model-*-of-*.safetensors")
 
 
 def locate(
@@ -23,6 +25,7 @@ def locate(
     user's cache). The token is that of HF_TOKEN or of `hf auth login`.
 
     Args:
+      kind: "base" or "upscaler", or "encoder" for one network in the layout of transformers.
       variant: which weights are downloaded: "fp16" for `….fp16.safetensors`, None for plain ones.
       offline: take what the cache holds and ask nobody; HF_HUB_OFFLINE=1 does the same.
 
@@ -30,7 +33,7 @@ def locate(
       FileNotFoundError: no such folder, and the hub has or gives none of that name; says why.
       OSError: there is no room for it.
     """
-    if name == "embedded":
+    if name == "embedded" and kind != "encoder":
         return Path(str(resources.files("dreambooth_jax") / "assets" / kind))
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -38,11 +41,14 @@ def locate(
     repository, _, revision = name.partition("@")
     if repository.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(
-            f"no model folder {name!r}. Write 'embedded', a folder with model_index.json, or a hub "
-            "id 'owner/name' or 'owner/name@revision'."
+            f"no model folder {name!r}. Write "
+            + ("" if kind == "encoder" else "'embedded', ")
+            + f"a folder with {'config' if kind == 'encoder' else 'model_index'}.json, or a hub id "
+            "'owner/name' or 'owner/name@revision'."
         )
+    files = list(_ENCODER) if kind == "encoder" else wanted_files(variant)
     return _downloaded(
-        repository, revision or None, variant=variant, cache_dir=cache_dir, offline=offline
+        repository, revision or None, files=files, cache_dir=cache_dir, offline=offline
     )
 
 
@@ -57,7 +63,7 @@ def _downloaded(
     repository: str,
     revision: str | None,
     *,
-    variant: str | None,
+    files: list[str],
     cache_dir: str | None,
     offline: bool,
 ) -> Path:
@@ -71,7 +77,7 @@ def _downloaded(
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=offline,
-            allow_patterns=wanted_files(variant),
+            allow_patterns=files,
         )
     except errors.GatedRepoError as error:
         raise FileNotFoundError(
