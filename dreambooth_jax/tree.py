@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 Flat = dict[str, Any]
@@ -83,6 +84,11 @@ def count(flat: Mapping[str, Any]) -> int:
 def nbytes(flat: Mapping[str, Any]) -> int:
     """How many bytes the leaves take together; works for abstract leaves too."""
     return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in flat.values())
+
+
+def host(x: Any) -> Any:
+    """A numpy array; under a transformation of jax, where there are no values, `x` itself."""
+    return x if isinstance(x, jax.core.Tracer) else np.asarray(x)
 
 
 def digest(path: str, leaf: Any) -> str:

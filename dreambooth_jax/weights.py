@@ -173,6 +173,11 @@ def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
     return array.astype(_DTYPES[dtype]).astype(np.float32)
 
 
+def itemsize(dtype: str) -> int:
+    """Bytes of one number, "float16", "bfloat16" or "float32"."""
+    return np.dtype(_DTYPES[dtype]).itemsize
+
+
 def write(folder: str | Path, flat: Mapping[str, Any], *, dtype: str, stem: str) -> Path:
     """Writes one component's parameters as `<stem>.safetensors`: the walk of `read`, backwards.
 

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from dreambooth_jax import config as configs
 from dreambooth_jax import experiment, generate, pipeline, sharding
+from dreambooth_jax.checkpoint import CheckpointError
 
 PIVOTAL = {
     "adapt__name": "pivotal",
@@ -34,8 +35,8 @@ PIVOTAL = {
 
 
 def saved(folder, step):
-    """Checksums of the trainable leaves of a checkpoint, by path."""
-    file = folder / "checkpoints" / "base" / str(step) / "manifest" / "metadata"
+    """Checksums of the trainable leaves of a checkpoint or of kept weights, by path."""
+    (file,) = folder.glob(f"*/base/{step}/manifest/metadata")
     leaves = json.loads(file.read_text())["leaves"]
     start = "trainable/"
     return {n.removeprefix(start): x["checksum"] for n, x in leaves.items() if n.startswith(start)}
@@ -53,11 +54,12 @@ def test_the_model_moves_only_once_the_word_rests(tmp_path_factory, tmp_path):
         **PIVOTAL,
         train__text_encoder=True,
         train__text_encoder_steps=3,
-        train__accumulate=1,
         loss__min_snr_gamma=5.0,
         prior__kind="prediction",
     )
+    c.train.checkpoint_every, c.train.max_to_keep, c.train.keep_weights_every = 9, 1, 1
     commands.run_here(c, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")  # the weights alone are enough for what follows
     rows = {"text_encoder/shared/embedding/new_rows"}
     assert moved(tmp_path, 1, 2) == rows
     third, fourth = moved(tmp_path, 2, 3), moved(tmp_path, 3, 4)
@@ -72,6 +74,18 @@ def test_the_model_moves_only_once_the_word_rests(tmp_path_factory, tmp_path):
     stage = pipeline.open_stage(str(tmp_path / "export"), kind="base")
     told = json.loads((tmp_path / "export" / "dreambooth.json").read_text())
     assert stage.tokenizer.ids(told["identifier"]) == (len(table) - 2, len(table) - 1)
+
+    # Weights that were kept on the way are exported, too: of step 2, the base with the new tokens.
+    asked = configs.of_run(str(tmp_path))
+    asked.restore.base = 2
+    early = commands.weights(commands.here(experiment.export, asked, tmp_path))
+    before = commands.weights(stages["base"])
+    same = {name for name in before if np.array_equal(early[name], before[name])}
+    assert before.keys() - same == {"text_encoder/model.safetensors: shared.weight"}
+    np.testing.assert_array_equal(early["learned_embeds.safetensors: <zib>"], embeds)
+    asked.restore.base = 7
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7.*weights of 1, 2, 3, 4"):
+        commands.here(experiment.export, asked, tmp_path)
 
 
 def test_diffusers_draws_the_same_from_the_export_and_from_the_files(tmp_path):

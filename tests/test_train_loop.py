@@ -1,6 +1,7 @@
 """The loop around the step: what it logs, saves, survives. The network is a toy, or none at all."""
 
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from toy_stage import Toy, batch, bits, optimizer, start
 
 from dreambooth_jax import train
-from dreambooth_jax.checkpoint import Checkpoints
+from dreambooth_jax.checkpoint import CheckpointError, Checkpoints
 from dreambooth_jax.tree import Flat
 
 
@@ -246,3 +247,25 @@ def test_drawing_samples_is_no_part_of_the_speed(monkeypatch):
             run, 8, first=first, pace=pace(8, log_every=4, sample_every=2), on_sample=on_sample
         )
         assert rates.column("base/steps_per_second") == expected
+
+
+def test_weights_are_kept_beside_the_checkpoints_and_never_removed(compiled, straight, tmp_path):
+    how = {"pace": pace(6, checkpoint_every=1, keep_every=2)}
+    for _ in range(2):  # again, as after a kill: what is missing is filled in
+        with (
+            Checkpoints(tmp_path / "full", config={}, max_to_keep=1) as full,
+            Checkpoints(tmp_path / "kept", config={}, max_to_keep=None) as kept,
+        ):
+            fit(compiled, fresh(compiled), 6, checkpoints=full, kept=kept, **how)
+            assert full.steps() == [6]
+            assert kept.steps() == [2, 4, 6]
+            like = train.result(jax.eval_shape(lambda x: x, compiled[1]))
+            found, step = kept.restore(like, step=6)
+        assert (step, found.keys()) == (6, {"ema"})
+        assert {(f".ema{name}", leaf) for name, leaf in bits(found["ema"])} < {*straight[0]}
+        shutil.rmtree(tmp_path / "full")
+        shutil.rmtree(tmp_path / "kept" / "2")
+    with Checkpoints(tmp_path / "kept", config={}, max_to_keep=None) as kept:
+        other = jax.tree.map(lambda x: x + 1, train.result(compiled[1]))
+        with pytest.raises(CheckpointError, match=r"step 4 is already in .* with other values"):
+            kept.save(4, other)

@@ -5,7 +5,9 @@ One module per way, one line per name.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import jax
 
 from dreambooth_jax.adapt import full, lora, pivotal, textual_inversion
 from dreambooth_jax.tree import Flat
@@ -105,3 +107,10 @@ def make(settings: AdaptSettings, *, seed: int, new_rows: NewRows | None = None)
     new_rows: path of each table of token embeddings -> ids of the subject's own new tokens.
     """
     return ADAPTERS[settings.name](settings, seed, new_rows or {})
+
+
+def abstract(
+    adapter: Adapter, leaves: Mapping[str, Any], rules: Sequence[tuple[str, bool]]
+) -> Flat:
+    """Shapes and dtypes of what would be trained, from those of all weights; computes nothing."""
+    return dict(jax.eval_shape(lambda flat: adapter.init(flat, rules)[0], dict(leaves)))

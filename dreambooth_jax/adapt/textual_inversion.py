@@ -7,7 +7,6 @@ which has room for it already (`experiment.setup.with_new_word`).
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
-import numpy as np
 
 from dreambooth_jax import tree
 
@@ -29,7 +28,7 @@ def init(
     """
     del rules
     rows = {
-        f"{path}/{ROWS}": np.asarray(jnp.asarray(weights[path])[jnp.asarray(places)])
+        f"{path}/{ROWS}": tree.host(jnp.asarray(weights[path])[jnp.asarray(places)])
         for path, places in ids.items()
     }
     return rows, dict(weights)

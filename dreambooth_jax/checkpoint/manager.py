@@ -37,6 +37,7 @@ class Checkpoints:
       config: the settings that determine the result, nested; stored with each checkpoint. One made
         with other settings is not continued from.
       max_to_keep: how many to keep; with 1 there is nothing to fall back on when it is damaged.
+        With None all are kept, and steps that are missing may be filled in.
       may_differ: patterns of dotted keys of `config` that may change between runs: "train.num_*";
         "log" covers all keys below it.
     """
@@ -46,10 +47,10 @@ class Checkpoints:
         folder: str | os.PathLike[str],
         *,
         config: Mapping[str, Any],
-        max_to_keep: int = 2,
+        max_to_keep: int | None = 2,
         may_differ: Sequence[str] = (),
     ) -> None:
-        if max_to_keep < 1:
+        if max_to_keep is not None and max_to_keep < 1:
             raise ValueError(f"max_to_keep is {max_to_keep}; keep at least 1, better 2")
         path = str(folder)
         self.folder = epath.Path(path if "://" in path else os.path.abspath(path))
@@ -105,7 +106,7 @@ class Checkpoints:
         self.wait()
         manager = self._manager = self._manager or self._opened()
         steps = self.steps()
-        if steps and steps[-1] > step:
+        if self._max_to_keep is not None and steps and steps[-1] > step:
             raise CheckpointError(
                 f"{self.folder} already holds step {steps[-1]}, later than {step}. "
                 "Restore before training on, or choose another workdir."
@@ -231,7 +232,8 @@ class Checkpoints:
             good = self.steps()
             for step in sorted(set(self._committed()) - set(good)):
                 path, aside = self.folder / str(step), self.folder / f"{step}.corrupt"
-                if good and step < good[-1]:  # an old one whose deletion was interrupted
+                old = self._max_to_keep is not None and good and step < good[-1]
+                if old:  # an old one whose deletion was interrupted
                     path.rmtree()
                     continue
                 # Left in place a refused step would count as the latest, and push out a good one.

@@ -62,6 +62,7 @@ def base_config() -> ConfigDict:
     c.train.sample_every = 0  # optimizer steps between prompt grids; 0: only before and after
     c.train.checkpoint_every = 200  # optimizer steps between checkpoints; the last is always kept
     c.train.max_to_keep = 2  # checkpoints of a stage that stay on disk
+    c.train.keep_weights_every = 0  # optimizer steps between weights that all stay; 0 is off
 
     c.upscaler = ConfigDict()  # the second stage's own settings; None follows the first stage
     c.upscaler.num_steps = config_dict.placeholder(int)  # optimizer steps, for train.num_steps
@@ -229,6 +230,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "prior_loss_weight",
         "prior.num_images",
         "train.sample_every",
+        "train.keep_weights_every",
         "optim.warmup_steps",
         "optim.eps",
         "optim.weight_decay",
@@ -277,6 +279,7 @@ RESULT_FREE_KEYS = (
     "train.sample_every",
     "train.checkpoint_every",
     "train.max_to_keep",
+    "train.keep_weights_every",
     "sample.*",
     "log.*",
     "compile.*",

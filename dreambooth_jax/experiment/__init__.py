@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
 from dreambooth_jax import train
-from dreambooth_jax.experiment import delivery, evaluation, setup, summary, tuning
+from dreambooth_jax.experiment import delivery, evaluation, setup, space, summary, tuning
 from dreambooth_jax.experiment.evaluation import evaluate
 from dreambooth_jax.experiment.modes import export, sample
 from dreambooth_jax.experiment.naming import identify
@@ -44,6 +44,8 @@ def run(config: ConfigDict, folder: Path) -> Path:
         stages = setup.open_stages(config)
         # Every problem of the photos' folder, before anything compiles.
         photos = setup.audit(config, stages)
+        # Room on the disk for all that is to be written.
+        space.check(config, stages, workdir)
         # Weights on the mesh, fingerprints.
         model = setup.load(config, stages)
         delivery.check(config, model)

@@ -1,6 +1,7 @@
 """What can be done with a run besides training: draw from it, export it. No photos are needed."""
 
 import fnmatch
+import functools
 from pathlib import Path
 
 import jax
@@ -101,11 +102,19 @@ def _trained(
         for key in configs.flatten(config)
         if not any(fnmatch.fnmatchcase(key, pattern) for pattern in configs.RESTORE_KEYS)
     ]
-    checkpoints = checkpoint.Checkpoints(
-        workdir.checkpoints(kind),
+    reading = functools.partial(
+        checkpoint.Checkpoints,
         config=setup.settings_of_run(config, model, None),
         may_differ=["photos", *(f"config.{key}" for key in free)],
     )
-    with checkpoints:
-        found = checkpoints.restore({part: like}, partial=True, step=step)
+    full, weights = reading(workdir.checkpoints(kind)), reading(workdir.kept_weights(kind))
+    with full, weights:
+        there, more = full.steps(), weights.steps()
+        if step is not None and more and step not in there + more:
+            raise CheckpointError(
+                f"{workdir.root} has no checkpoint of step {step} of the {kind} stage; has "
+                f"{', '.join(map(str, there))}, and weights of {', '.join(map(str, more))}."
+            )
+        alone = not there if step is None else step not in there
+        found = (weights if alone and more else full).restore({part: like}, partial=True, step=step)
     return None if found is None else (found[0][part], found[1])

@@ -198,6 +198,7 @@ def _files(workdir: Workdir) -> list[tuple[str, str]]:
         "the pictures of this report": "samples/",
         "class images and their manifest": "prior/",
         "checkpoints": "checkpoints/",
+        "trained weights of other steps": "kept_weights/",
         "numbers": "metrics.jsonl",
         "scores": "scores.json",
         "settings": "config.json",

@@ -1,6 +1,7 @@
 """Fine-tunes one stage: its batches, its optimizer, its checkpoints, the loop."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,15 +67,16 @@ def fine_tune(
     frozen = jax.device_put(frozen, run.frozen)
 
     def trained(state: train.TrainState) -> tree.Flat:
-        return state.trainable if state.ema is None else state.ema
+        return next(iter(train.result(state).values()))
 
-    checkpoints = checkpoint.Checkpoints(
-        workdir.checkpoints(kind),
-        max_to_keep=c.train.max_to_keep,
+    saving = functools.partial(
+        checkpoint.Checkpoints,
         config=setup.settings_of_run(config, model, subject.audit),
         may_differ=[f"config.{key.removesuffix('.*')}" for key in configs.RESULT_FREE_KEYS],
     )
-    with checkpoints:
+    checkpoints = saving(workdir.checkpoints(kind), max_to_keep=c.train.max_to_keep)
+    kept = saving(workdir.kept_weights(kind), max_to_keep=None)
+    with checkpoints, kept:
         restored = checkpoints.restore(run.state)
         if restored is None:
             state = run.init(trainable)
@@ -99,11 +101,13 @@ def fine_tune(
                     log_every=c.train.log_every,
                     checkpoint_every=c.train.checkpoint_every,
                     sample_every=c.train.sample_every,
+                    keep_every=c.train.keep_weights_every,
                     max_bad_steps=c.train.max_bad_steps,
                 ),
                 label=kind,
                 writer=workdir.writer,
                 checkpoints=checkpoints,
+                kept=kept,
                 stop=stop,
                 on_sample=lambda step, now: painter.grid(
                     model.with_trained(kind, adapter, trained(now)).weights, f"{kind}-{step:06d}"

@@ -14,7 +14,13 @@ from ml_collections import ConfigDict
 from dreambooth_jax import config as configs
 from dreambooth_jax import metrics
 
-_MADE = ("prior", "samples", "checkpoints", "export")  # what depends on the settings
+_MADE = (
+    "prior",
+    "samples",
+    "checkpoints",
+    "kept_weights",
+    "export",
+)  # what depends on the settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Workdir:
     """One folder with all that a run writes.
 
     It holds `config.json`, `metrics.jsonl`, `timings.json`, `prior/`, `samples/`, `export/`,
-    `checkpoints/<stage>/<step>/` and, last of all, `report.html`.
+    `checkpoints/<stage>/<step>/`, `kept_weights/<stage>/<step>/` and, last of all, `report.html`.
     """
 
     root: Path
@@ -106,6 +112,10 @@ class Workdir:
     def checkpoints(self, kind: str) -> Path:
         """The folder of a stage's checkpoints."""
         return self.root / "checkpoints" / kind
+
+    def kept_weights(self, kind: str) -> Path:
+        """The folder of a stage's trained weights that `train.keep_weights_every` keeps."""
+        return self.root / "kept_weights" / kind
 
     def scalars(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`."""

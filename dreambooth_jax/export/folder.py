@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ _WORDS = "dreambooth.json"  # what the subject is called, beside model_index.jso
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".msgpack")
 
 
-def _copy_rest(stage: Stage, folder: Path) -> None:
-    """Everything of the base model's folder that is not a weight file of a component we write.
+def _rest(stage: Stage) -> Iterator[Path]:
+    """Every file of the base model's folder that is not a weight file of a component we write.
 
     Weights beside `model_index.json`, such as one file of the whole model, are the base's as well.
     """
@@ -27,11 +27,22 @@ def _copy_rest(stage: Stage, folder: Path) -> None:
         ours = source.suffix in _WEIGHTS or index
         if source.is_dir() or "__pycache__" in relative.parts or top.startswith("."):
             continue
-        if ours and (top in stage.networks or len(relative.parts) == 1):
-            continue
-        target = folder / relative
+        if not (ours and (top in stage.networks or len(relative.parts) == 1)):
+            yield source
+
+
+def _copy_rest(stage: Stage, folder: Path) -> None:
+    for source in _rest(stage):
+        target = folder / source.relative_to(stage.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
+
+
+def estimate_bytes(stage: Stage, *, dtype: str) -> int:
+    """An upper bound of what `diffusers_folder` writes, without new words and LoRA files."""
+    numbers = tree.count(stage.abstract) * weights.itemsize(dtype)
+    headers = 256 * len(stage.abstract) + 2**16
+    return numbers + headers + sum(source.stat().st_size for source in _rest(stage))
 
 
 def _change(file: Path, **values: Any) -> None:

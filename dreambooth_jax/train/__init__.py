@@ -3,7 +3,14 @@
 loss_fn → train_step (pure) → compiled (jit with shardings, the state donated) → fit (the loop)
 """
 
-from dreambooth_jax.train.loop import Interrupted, NonFiniteError, Pace, fit, leave_if_asked
+from dreambooth_jax.train.loop import (
+    Interrupted,
+    NonFiniteError,
+    Pace,
+    fit,
+    leave_if_asked,
+    result,
+)
 from dreambooth_jax.train.step import (
     Batch,
     Compiled,
@@ -32,5 +39,6 @@ __all__ = [
     "initial_state",
     "leave_if_asked",
     "loss_fn",
+    "result",
     "train_step",
 ]

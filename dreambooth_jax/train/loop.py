@@ -26,6 +26,7 @@ class Pace:
     checkpoint_every: int
     sample_every: int
     max_bad_steps: int
+    keep_every: int = 0
 
 
 class Interrupted(RuntimeError):
@@ -48,6 +49,11 @@ def leave_if_asked(stop: Any, kept: str) -> None:
         )
 
 
+def result(state: TrainState) -> dict[str, Any]:
+    """The part of the state that a run hands over: averaged weights, where there are some."""
+    return {"trainable": state.trainable} if state.ema is None else {"ema": state.ema}
+
+
 def fit(
     run: Compiled,
     state: TrainState,
@@ -58,13 +64,15 @@ def fit(
     label: str,
     writer: Any,
     checkpoints: Any = None,
+    kept: Any = None,
     stop: Any = None,
     on_sample: Callable[[int, TrainState], None] | None = None,
 ) -> TrainState:
     """Trains from `state.step` to `pace.num_steps`.
 
     Metrics of step n are fetched after step n + 1 was dispatched, so the device never waits for the
-    host. A request to stop (`signals.GracefulStop`) is honoured after the step at hand: a
+    host. `checkpoints` get all of the state, `kept` the trained leaves alone (`result`). A request
+    to stop (`signals.GracefulStop`) is honoured after the step at hand: a
     checkpoint is saved first.
 
     Raises:
@@ -125,10 +133,12 @@ def fit(
             last = done == pace.num_steps
             saving = checkpoints is not None and (last or done % pace.checkpoint_every == 0)
             sampling = sampled and done % pace.sample_every == 0
+            keeping = kept is not None and pace.keep_every > 0 and done % pace.keep_every == 0
             # With several processes the question is a collective: it is asked now and then, and
             # not while a step is under way (on CPU the two would wait for each other for ever).
             together = jax.process_count() > 1 and (saving or done % pace.log_every == 0)
-            while len(pending) > (0 if saving or sampling or together or last else 1):
+            whole = saving or keeping or sampling or together or last
+            while len(pending) > (0 if whole else 1):
                 take(*pending.pop(0))
             asking = stop is not None and (together or jax.process_count() == 1)
             stopping = stop.agreed() if asking else None
@@ -136,6 +146,11 @@ def fit(
                 take(*pending.pop(0))
             if saving or (stopping and checkpoints is not None):
                 checkpoints.save(done, state)
+            if keeping:
+                if checkpoints is not None:
+                    checkpoints.wait()  # one writer at a time, with several processes
+                kept.save(done, result(state))
+                kept.wait()
             if stopping:
                 if checkpoints is not None:
                     checkpoints.wait()
