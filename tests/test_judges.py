@@ -10,7 +10,7 @@ import local_hub
 import numpy as np
 import pytest
 
-from dreambooth_jax import tree
+from dreambooth_jax import sharding, tree
 from dreambooth_jax.evaluate import encoders, preparation, published
 from dreambooth_jax.models import clip_pair, vit
 
@@ -121,6 +121,11 @@ def test_dino_equals_transformers(folders, rng):
     with torch.no_grad():
         expected = model(pixel_values=seen).last_hidden_state[:, 0].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    # The same where eight devices share the pictures.
+    shared = published.Dino(
+        root / "dino", batch_size=2, mesh=sharding.make_mesh(data=4, fsdp=2)
+    ).images(pictures)
+    np.testing.assert_allclose(shared, found, atol=1e-5)
 
 
 def test_clip_equals_transformers(folders, rng):

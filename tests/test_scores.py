@@ -166,6 +166,20 @@ def test_two_folders_give_a_file_of_scores(stand_ins, tmp_path, caplog):
     table = next(r.getMessage() for r in caplog.records if r.getMessage().startswith("Scores:"))
     assert "0.354" in table and "Colours" in table and "Brightness" in table
 
+    # With the base's pictures of the same prompts there is a drift; the class was blue as well.
+    for k in range(2):
+        save(tmp_path / "base" / "a_zib_red_bird" / f"{k}.png", plain(0, 0, 9))
+    save(tmp_path / "base" / "a_bird" / "0.png", plain(0, 50, 50))
+    c.evaluate.untouched = str(tmp_path / "base")
+    drift = by_name(scores.read(experiment.evaluate(c, tmp_path / "out2")))
+    assert drift["drift_similarity", "tuned"].value == pytest.approx(HALF)
+    assert drift["subject_similarity", "untouched"].value == 0
+    tuned, alone = drift["subject_similarity", "tuned"], found["subject_similarity", "generated"]
+    assert tuned.value == alone.value
+    (tmp_path / "base" / "a_bird").rename(tmp_path / "base" / "a_cat")
+    with pytest.raises(ValueError, match="different prompts"):
+        experiment.evaluate(c, tmp_path / "out2")
+
     content["schema"] = 2
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="schema 2, expected 1"):
@@ -190,5 +204,23 @@ def test_missing_judges_are_told_at_once(monkeypatch, tmp_path):
 def test_a_judge_that_does_not_exist_is_a_problem_of_the_settings():
     with pytest.raises(configs.ConfigError, match="Did you mean 'efficientnet_lite0'"):
         settings(evaluate__encoders=("eficientnet_lite0",))
+    with pytest.raises(configs.ConfigError, match=r"evaluate\.untouched.*evaluate\.generated"):
+        settings(evaluate__untouched="pictures")
     with pytest.raises(configs.ConfigError, match=r"evaluate\.prompts"):
         settings(evaluate__prompts=("a {subjct}",))
+
+
+def test_only_the_papers_own_encoders_have_its_names():
+    """Numbers of stand-ins must not look like those of table 1."""
+    made = [
+        scores.Score(measure, encoder, "tuned", 0.5, 0.4, 0.6, 9)
+        for measure in scores.MEASURES
+        for encoder in encoders.KINDS
+    ]
+    for score, (title, encoder, *_) in zip(made, scores.rows(made), strict=True):
+        named = {name for name in ("DINO", "CLIP-I", "CLIP-T", "PRES", "DIV") if name in title}
+        family = score.encoder.split("_")[0]
+        allowed = {"dino": {"DINO", "PRES"}, "clip": {"CLIP-I", "CLIP-T"}, "lpips": {"DIV"}}
+        assert named <= allowed.get(family, set())
+        assert encoder == encoders.KINDS[score.encoder].title
+    assert len({row[:2] for row in scores.rows(made)}) == len(made)

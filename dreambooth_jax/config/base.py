@@ -145,6 +145,7 @@ def base_config() -> ConfigDict:
     c.evaluate.prompts = ()  # as sample.prompts, which () stands for
     c.evaluate.num_images = config_dict.placeholder(int)  # per prompt, for sample.num_images
     c.evaluate.generated = ""  # folder of pictures to judge instead of the run's own
+    c.evaluate.untouched = ""  # folder with the same prompts and seeds by the base, for the drift
     c.evaluate.reference = ""  # folder of real photos; "" is subject.images
     c.evaluate.batch_size = 16  # pictures per call of a judge, all devices together
     c.evaluate.resamples = 1000  # draws behind an interval

@@ -244,6 +244,11 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
         instead = f"{_default('upscaler_model')} Or: {_write('stages', ('base',))}"
         yield Problem("upscaler_model", c["upscaler_model"], expected, instead)
 
+    if c["evaluate.untouched"] and not c["evaluate.generated"]:
+        expected = "'' without evaluate.generated: a run draws its own"
+        instead = "Write --config.evaluate.generated=FOLDER as well, or leave it out."
+        yield Problem("evaluate.untouched", c["evaluate.untouched"], expected, instead)
+
     if c["adapt.name"] == "textual_inversion" and c["train.text_encoder"]:
         expected = "False with adapt.name 'textual_inversion', which trains embeddings alone"
         yield Problem("train.text_encoder", True, expected, _write("train.text_encoder", False))

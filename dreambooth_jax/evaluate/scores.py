@@ -43,27 +43,38 @@ MEASURES = {
         "cosine of features, picture and its prompt without the identifier",
     ),
     "prior_similarity": Measure(
-        "PRES, class pictures like the subject",
+        "class pictures like the subject",
         "lower",
         "cosine of features, pictures of prompts without the identifier × photos",
     ),
     "diversity": Measure(
-        "DIV, among pictures of a prompt",
+        "diversity",
         "higher",
         "perceptual distance of two pictures of the same prompt, which names the subject",
     ),
     "drift_similarity": Measure(
-        "drift, class pictures before and after",
+        "class pictures before and after, similarity",
         "higher",
         "cosine of features, untouched and tuned picture of a prompt without the identifier, "
         "same seed",
     ),
     "drift_distance": Measure(
-        "drift, distance before and after",
+        "class pictures before and after, distance",
         "lower",
         "perceptual distance, untouched and tuned picture of a prompt without the identifier, "
         "same seed",
     ),
+}
+# What the paper calls a measure, which is by one encoder each: others have no claim to the name.
+PAPER = {
+    ("subject_similarity", "dino_vits16"): "DINO",
+    ("subject_similarity", "clip_vitb32"): "CLIP-I",
+    ("subject_similarity", "clip_vitl14"): "CLIP-I",
+    ("prompt_similarity", "clip_vitb32"): "CLIP-T",
+    ("prompt_similarity", "clip_vitl14"): "CLIP-T",
+    ("prior_similarity", "dino_vits16"): "PRES",
+    ("diversity", "lpips_alex"): "DIV",
+    ("diversity", "lpips_vgg"): "DIV",
 }
 
 
@@ -243,10 +254,15 @@ HEADER = ("measure", "encoder", "pictures", "mean", "95 % interval", "of")
 
 def rows(scores: Sequence[Score]) -> list[tuple[str, ...]]:
     """The scores as cells of a table with the columns of `HEADER`."""
-    arrows = {"higher": "↑", "lower": "↓"}
+
+    def title(score: Score) -> str:
+        measure, paper = MEASURES[score.measure], PAPER.get((score.measure, score.encoder))
+        name = f"{measure.title} ({paper})" if paper else measure.title
+        return f"{name} {'↑' if measure.better == 'higher' else '↓'}"
+
     return [
         (
-            f"{MEASURES[s.measure].title} {arrows[MEASURES[s.measure].better]}",
+            title(s),
             KINDS[s.encoder].title,
             s.pictures,
             f"{s.value:.3f}",

@@ -128,6 +128,9 @@ def _of_folders(config: ConfigDict, folder: Path, names: Sequence[str]) -> Path:
         identifier = told["identifier"] if told else None
     about = {"generated": config.evaluate.generated}
     sets = {"generated": generated}
+    if config.evaluate.untouched:
+        about["untouched"] = config.evaluate.untouched
+        sets = {UNTOUCHED: pictures.read(config.evaluate.untouched), TUNED: generated}
     return _judge(config, names, sets, photos, identifier, folder, mesh=mesh, about=about)[1]
 
 
