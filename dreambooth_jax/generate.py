@@ -49,7 +49,12 @@ class Text:
 
 
 def encode(
-    stage: Stage, params: tree.Flat, prompts: Sequence[str], *, dtype: Any, keep: str | None = None
+    stage: Stage,
+    params: tree.Flat,
+    prompts: Sequence[str],
+    *,
+    dtype: Any,
+    keep: str | Sequence[str] = (),
 ) -> Text:
     """Encodes the empty prompt and each other prompt once (`Tokenizer.encode` explains `keep`)."""
     unique = tuple(dict.fromkeys(("", *prompts)))

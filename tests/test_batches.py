@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -5,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth_jax.data.batches import Pictures, SubjectBatches, split_rows
+from dreambooth_jax.data.batches import (
+    Pictures,
+    StepTokens,
+    SubjectBatches,
+    split_rows,
+    weights_of,
+)
 
 SUBJECT, PRIOR = 0, 100  # photo i shows i everywhere, class image i shows 100 + i
 INSTANCE_ROW, CLASS_ROW = 3, 7
@@ -14,17 +21,18 @@ INSTANCE_ROW, CLASS_ROW = 3, 7
 def pictures(count: int, first: int, *, low_res: bool = False) -> Pictures:
     shown = np.arange(first, first + count, dtype=np.float32)[:, None, None, None]
     pixels = np.broadcast_to(shown, (count, 4, 4, 3))
-    return Pictures(pixels, np.broadcast_to(shown, (count, 2, 2, 3)) if low_res else None)
+    row = CLASS_ROW if first >= PRIOR else INSTANCE_ROW
+    low = np.broadcast_to(shown, (count, 2, 2, 3)) if low_res else None
+    return Pictures(pixels, np.full(count, row, np.int32), low)
 
 
 def source(photos=5, class_images=7, *, batch_size=4, fraction=0.5, seed=0, low_res=False):
     return SubjectBatches(
-        subject=pictures(photos, SUBJECT, low_res=low_res),
-        prior=pictures(class_images, PRIOR, low_res=low_res) if class_images else None,
+        subjects=[pictures(photos, SUBJECT, low_res=low_res)],
+        classes=[pictures(class_images, PRIOR, low_res=low_res)] if class_images else [],
+        turns=[0] if class_images else [],
         batch_size=batch_size,
         prior_fraction=fraction,
-        instance_row=INSTANCE_ROW,
-        class_row=CLASS_ROW,
         seed=seed,
     )
 
@@ -125,21 +133,24 @@ def test_a_batch_is_a_function_of_seed_and_step():
 def test_mirrored_pictures_come_after_the_others():
     rng = np.random.default_rng(0)
     pixels, low = (rng.normal(size=(3, size, size, 3)).astype(np.float32) for size in (4, 2))
-    both = Pictures(pixels, low).with_mirrored()
-    for whole, half in ((both.mean, pixels), (both.low_res, low)):
+    weights, prompt = rng.normal(size=(3, 4, 4, 1)), np.array([5, 1, 2])
+    both = Pictures(pixels, prompt, low, pixel_weights=weights).with_mirrored()
+    assert both.prompt.tolist() == [5, 1, 2, 5, 1, 2]
+    for whole, half in ((both.mean, pixels), (both.low_res, low), (both.pixel_weights, weights)):
         assert len(whole) == 6
         np.testing.assert_array_equal(whole[:3], half)
         for row, column in ((0, 0), (1, 1)):
             mirrored = whole[3:, row, column]
             np.testing.assert_array_equal(mirrored, half[:, row, half.shape[2] - 1 - column])
-    assert Pictures(pixels).with_mirrored().low_res is None
+    alone = Pictures(pixels, prompt).with_mirrored()
+    assert (alone.low_res, alone.pixel_weights) == (None, None)
 
 
 def test_a_mirrored_crop_was_cut_from_the_other_side():
     # A photo of 20 × 50 at 10 pixels is 10 × 25: columns 3 to 12, or 12 to 21 of the mirror image.
     pixels = np.zeros((2, 10, 10, 3), np.float32)
     sizes = np.array([[20, 50, 0, 3, 10, 10], [50, 20, 4, 0, 10, 10]], np.float32)
-    both = Pictures(pixels, sizes=sizes).with_mirrored()
+    both = Pictures(pixels, np.zeros(2, int), sizes=sizes).with_mirrored()
     np.testing.assert_array_equal(both.sizes[:2], sizes)
     np.testing.assert_array_equal(both.sizes[2:], [[20, 50, 0, 12, 10, 10], [50, 20, 4, 0, 10, 10]])
 
@@ -148,10 +159,62 @@ def test_sizes_and_spread_stay_beside_their_picture():
     given = pictures(5, SUBJECT)
     told = np.arange(30, dtype=np.float32).reshape(5, 6)
     spread = np.broadcast_to(told[:, :1, None, None], (5, 4, 4, 3))
-    photos = Pictures(given.mean, std=spread, sizes=told)
-    batches = SubjectBatches(photos, None, 3, 0.0, INSTANCE_ROW, CLASS_ROW, 0)
+    photos = Pictures(given.mean, given.prompt, std=spread, sizes=told)
+    batches = SubjectBatches([photos], [], [], 3, 0.0, 0)
     for step in range(4):
         batch = batches.batch(step)
         rows = shown(batch)
         np.testing.assert_array_equal(batch["sizes"], told[rows])
         assert batch["std"][:, 0, 0, 0].tolist() == [6.0 * row for row in rows]
+
+
+def test_subjects_and_their_classes_take_turns_by_row():
+    # Three subjects, of classes 0, 1 and 0: the first class has two of three class rows.
+    subjects = [pictures(count, 10 * k) for k, count in enumerate((2, 3, 1))]
+    classes = [pictures(4, PRIOR), pictures(3, PRIOR + 10)]
+    batches = SubjectBatches(subjects, classes, [0, 1, 0], 4, 0.5, 0)
+    seen: Counter[int] = Counter()
+    for step in range(36):
+        batch = batches.batch(step)
+        places = range(2 * step, 2 * step + 2)
+        rows = shown(batch)
+        assert [row // 10 for row in rows[:2]] == [place % 3 for place in places]
+        assert [(row - PRIOR) // 10 for row in rows[2:]] == [(0, 1, 0)[p % 3] for p in places]
+        seen.update(rows)
+    # 72 rows of either kind: 24 of each subject; 48 and 24 of the classes.
+    assert [seen[i] for i in (0, 1, 10, 11, 12, 20)] == [12, 12, 8, 8, 8, 24]
+    assert [seen[PRIOR + i] for i in (0, 1, 2, 3, 10, 11, 12)] == [12] * 4 + [8] * 3
+
+
+def test_class_rows_and_photos_without_masks_count_everywhere():
+    photos = pictures(3, SUBJECT)
+    weights = np.random.default_rng(0).random((3, 4, 4, 1)).astype(np.float32)
+    masked = dataclasses.replace(photos, pixel_weights=weights)
+    batch = SubjectBatches([masked], [pictures(5, PRIOR)], [0], 6, 0.5, 0).batch(3)
+    np.testing.assert_array_equal(batch["pixel_weights"][:3], weights[shown(batch)[:3]])
+    assert (batch["pixel_weights"][3:] == 1).all()
+    assert "pixel_weights" not in source().batch(0)
+
+
+def test_weights_of_pixels_by_hand():
+    mask = np.zeros((1, 4, 4))
+    mask[0, 0, 0] = mask[0, 2:, 2:] = 1  # a quarter of the first quarter, all of the last one
+    found = weights_of(mask, side=2, outside=0.2)
+    assert (found.shape, found.dtype) == ((1, 2, 2, 1), np.float32)
+    np.testing.assert_allclose(found[0, :, :, 0], [[0.2 + 0.8 / 4, 0.2], [0.2, 1]], rtol=1e-6)
+    np.testing.assert_array_equal(weights_of(mask, side=4, outside=0)[..., 0], mask)
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 7, 20])
+def test_every_row_finds_the_tokens_of_its_own_prompt(batch_size):
+    table = np.arange(50)[:, None] * np.ones((1, 6), int)  # the tokens of prompt p are all p
+    rows = np.array([2, 3, 11, 12, 30, 31, 49])
+    tokens = StepTokens({"ids": table, "mask": -table}, rows, batch_size)
+    draws = np.random.default_rng(0)
+    for _ in range(20):
+        prompt = draws.choice(rows, batch_size)
+        told = tokens.of(prompt)
+        assert told["ids"].shape == (min(7, batch_size), 6)  # one shape for all steps
+        assert told["token_row"].dtype == np.int32
+        np.testing.assert_array_equal(told["ids"][told["token_row"], 0], prompt)
+        np.testing.assert_array_equal(told["mask"][told["token_row"], 0], -prompt)

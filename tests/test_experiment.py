@@ -174,6 +174,10 @@ def test_a_base_alone_with_its_text_encoder_after_a_full_disk(
         ({"subject__images": "{folder}/photos/toy.png"}, "is a file; .*Did you mean .*/photos?"),
         ({"subject__images": "{folder}/empty"}, "No usable photo"),
         ({"subject__images": "{folder}/photos", "subject__strict": True}, "4 files cannot be used"),
+        (
+            {"subject__images": "{folder}/photos", "subject__captions": "files"},
+            r"(?s)4 captions or masks not as needed.*cutout\.txt is missing",
+        ),
         ({"base_model": "{folder}/no_model"}, "no model folder '.*/no_model'"),
         ({"base_model": "{folder}/photos"}, "model_index.json is missing"),
         ({"base_model": "{upscaler}"}, "is the 'upscaler' stage, not 'base'"),

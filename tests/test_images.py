@@ -347,3 +347,38 @@ def test_conversions_refuse_what_hides_a_mistake() -> None:
         images.to_uint8(np.zeros(3, np.uint8))
     with pytest.raises(ValueError, match="1 of 3 values are NaN"):
         images.to_uint8(np.array([0, np.nan, 1], np.float32))
+
+
+def test_a_mask_is_averaged_over_the_area_of_each_pixel():
+    # White from column 4 on; of four pixels each covers two and a half columns.
+    mask = np.zeros((10, 10), np.uint8)
+    mask[:, 4:] = 255
+    np.testing.assert_allclose(images.cover_mask(mask, 5)[2], [0, 0, 1, 1, 1])
+    np.testing.assert_allclose(images.cover_mask(mask, 4)[0], [0, 0.4, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(images.cover_mask(mask, 20)[7], [0] * 8 + [1] * 12, atol=1e-6)
+    # Half as large from the left border on: columns 0 to 4, of which the last one is white.
+    found = images.cover_mask(mask, 2, crop=(0.5, 0.0), zoom=2)
+    np.testing.assert_allclose(found, [[0, 0.4]] * 2, atol=1e-6)
+
+
+@given(
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 9),
+    size=st.integers(1, 12),
+    place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    zoom=st.floats(1, 2),
+)
+def test_a_mask_shows_what_its_photo_shows(rows, columns, size, place, zoom):
+    white = images.cover_mask(np.full((rows, columns), 255, np.uint8), size, crop=place, zoom=zoom)
+    np.testing.assert_allclose(white, 1, atol=1e-5)
+    # A mask that grows linearly is the coordinate itself: its middle is the window's.
+    ramp = np.arange(columns, dtype=np.float64) * 20
+    mask = np.broadcast_to(ramp, (rows, columns)).astype(np.uint8)
+    side = min(rows, columns) / zoom
+    left = place[1] * (columns - side)
+    edges = left + np.arange(size + 1) * side / size
+    at = np.arange(columns + 1.0)
+    integral = np.interp(edges, at, np.concatenate([[0], np.cumsum(ramp / 255)]))
+    expected = np.diff(integral) / (side / size)
+    found = images.cover_mask(mask, size, crop=place, zoom=zoom)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, (size, size)), atol=1e-5)

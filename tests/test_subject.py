@@ -8,7 +8,8 @@ from PIL import Image
 
 from dreambooth_jax.data import subject
 from dreambooth_jax.data.audit import AuditError
-from dreambooth_jax.data.subject import MAX_ZOOM, article, prompts, read
+from dreambooth_jax.data.photos import MAX_ZOOM
+from dreambooth_jax.data.subject import article, prompts, read
 
 HEIGHT, WIDTH = 120, 200
 

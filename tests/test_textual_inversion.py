@@ -1,6 +1,7 @@
 """Textual inversion: new tokens, nothing else changes, and what PyTorch diffusers makes of it."""
 
 import json
+import re
 import shutil
 
 import commands
@@ -131,18 +132,33 @@ def test_the_whole_command(variant, vectors, tmp_path):
 
 def test_the_embeddings_of_a_t5_go_the_same_way(tmp_path_factory, tmp_path):
     stages = commands.cascade(tmp_path_factory)
-    c = commands.config({"base": stages["base"], "upscaler": ""}, **INVERSION)
+    others = (("embedded", "toy", "auto"),)  # a second subject, with new tokens of its own
+    c = commands.config(
+        {"base": stages["base"], "upscaler": ""},
+        **INVERSION,
+        subject__others=others,
+        adapt__num_vectors=2,
+    )
     folder = tmp_path / "run"
     commands.run_here(c, folder)
     told = json.loads((folder / "export" / "dreambooth.json").read_text())
-    assert told["identifier"].startswith("<") and told["identifier"].endswith(">")
     stage = pipeline.open_stage(str(folder / "export"), kind="base")
-    assert stage.tokenizer.ids(told["identifier"])[-1] == stage.tokenizer.vocab_size - 1
+    size = stage.tokenizer.vocab_size
     before, after = commands.weights(stages["base"]), commands.weights(folder / "export")
-    embeds = after.pop("learned_embeds.safetensors: " + told["identifier"])
     table = "text_encoder/model.safetensors: shared.weight"
-    np.testing.assert_array_equal(after[table][-1:], embeds)
+    (second,) = told["others"]
+    for each, name, first in ((told, "", size - 4), (second, "-{}", size - 2)):
+        word, _, more = each["identifier"].partition(" ")
+        assert re.fullmatch(r"<\w+>", word) and more == f"{word}_1"
+        assert stage.tokenizer.ids(each["identifier"])[-2:] == (first, first + 1)
+        embeds = after.pop(f"learned_embeds{name.format(word[1:-1])}.safetensors: {word}")
+        np.testing.assert_array_equal(after[table][first : first + 2], embeds)
+    assert told["identifier"] != second["identifier"]
     np.testing.assert_array_equal(after[table][: len(before[table])], before[table])
+    # Class images of the first noun where they always were, of the second one below.
+    for place in (".", "toy"):
+        assert (folder / "prior" / place / "manifest.json").is_file()
+        assert (folder / "prior" / place / "00001.png").is_file()
     assert commands.different({**before, table: after[table]}, after) == set()
 
 

@@ -38,6 +38,9 @@ def base_config() -> ConfigDict:
     c.subject.images = "embedded"  # folder with 3-5 photos of the subject, or "embedded"
     c.subject.class_noun = "bird"  # what the subject is, one noun without article: "bird", "toy"
     c.subject.identifier = "auto"  # the subject's own word, "zib"; "auto" finds a rare token
+    c.subject.others = ()  # more subjects: (images, class_noun, identifier) each, as above
+    c.subject.captions = "prompt"  # "prompt": "a zib bird" for all; "files": NAME.txt beside each
+    c.subject.masks = "none"  # "files": NAME.mask.png, white is the subject; "alpha": photo's own
     c.subject.strict = False  # an unusable file stops the run instead of being left out
     c.subject.crops = 1  # crops per photo; 1 is the centre
     c.subject.flip = False  # mirrored copies too; never for writing or one-sided things
@@ -45,9 +48,11 @@ def base_config() -> ConfigDict:
     c.prior_loss_weight = 1.0  # λ of Ruiz et al. 2022, eq. 2; 0 trains without class images
     c.prior = ConfigDict()
     c.prior.kind = "images"  # "images": those of the base; "prediction": its own output is the aim
-    c.prior.num_images = 64  # class images, drawn by the untouched base; about 1000 in the paper
+    # Class images of each class noun; None follows the steps (`num_class_images`), of own ones all.
+    c.prior.num_images = config_dict.placeholder(int)  # about 1000 in the paper, "less can be used"
+    c.prior.images = ""  # a folder of your own class images; "": the untouched base draws them
     c.prior.batch_size = 32  # images per sampler call, all devices together
-    c.prior.folder = ""  # where they are kept; "" is <workdir>/prior
+    c.prior.folder = ""  # where drawn ones are kept; "" is <workdir>/prior
 
     c.train = ConfigDict()
     c.train.num_steps = 1000  # optimizer steps of a stage
@@ -106,6 +111,7 @@ def base_config() -> ConfigDict:
     c.loss.first_step = 0  # time steps are drawn from this one …
     c.loss.last_step = 999  # … to this one, both included
     c.loss.offset_noise = 0.0  # standard deviation of noise that a whole channel shares; 0 is off
+    c.loss.outside_mask = 0.1  # weight of a pixel off the subject, where subject.masks are used
     c.loss.min_snr_gamma = 0.0  # γ of min-SNR weighting (Hang et al. 2023 use 5); 0 is off
 
     c.sampler = ConfigDict()
@@ -179,6 +185,8 @@ def base_config() -> ConfigDict:
 CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
     "stages": ("base", "upscaler"),
+    "subject.captions": ("prompt", "files"),
+    "subject.masks": ("none", "files", "alpha"),
     "prior.kind": ("images", "prediction"),
     "adapt.name": tuple(ADAPTERS),
     "adapt.then": tuple(THEN),
@@ -254,7 +262,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
     ),
     "(0, 1)": ("train.prior_fraction",),
     "[0, 1)": ("train.ema_decay", "optim.b1", "optim.b2"),
-    "[0, 1]": ("optim.final_fraction",),
+    "[0, 1]": ("optim.final_fraction", "loss.outside_mask"),
     "[0, 999]": (
         "loss.first_step",
         "loss.last_step",
@@ -296,6 +304,7 @@ RESTORE_KEYS = (
     "stages",
     "subject.class_noun",
     "subject.identifier",
+    "subject.others",
     "adapt.*",
     "train.text_encoder",
     "train.ema_decay",

@@ -192,17 +192,49 @@ def _wrong_rules(rules: Sequence[Any], values: Sequence[Any]) -> str:
 
 def _wrong_names(c: Mapping[str, Any]) -> Iterator[Problem]:
     key, noun = "subject.class_noun", c["subject.class_noun"]
+    for expected, instead in _wrong_noun(noun):
+        yield Problem(key, noun, expected, _write(key, instead))
+    key, identifier = "subject.identifier", c["subject.identifier"]
+    for expected in _wrong_identifier(identifier, noun):
+        yield Problem(key, identifier, expected, _default(key))
+
+    key, taken = "subject.others", [identifier.lower()]
+    for other in c[key]:
+        example = _write(key, (("photos/cat", "cat", "auto"),))
+        if not (isinstance(other, tuple) and len(other) == 3 and all(map(_is_text, other))):
+            expected = f"triples (images, class_noun, identifier); {other!r} is none"
+            yield Problem(key, c[key], expected, example)
+            continue
+        _, noun, identifier = other
+        for expected, instead in _wrong_noun(noun):
+            yield Problem(key, noun, expected, f"Write {instead!r} in its place.")
+        for expected in _wrong_identifier(identifier, noun):
+            yield Problem(key, identifier, expected, "Write 'auto' in its place.")
+        if identifier != "auto" and identifier.lower() in taken:
+            expected = "another word for each subject"
+            yield Problem(key, identifier, expected, "Write 'auto' in its place.")
+        taken.append(identifier.lower())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _wrong_noun(noun: str) -> Iterator[tuple[str, str]]:
+    """What a class noun was expected to be, and what to write instead."""
     article = re.match(r"(an?|the)\s+(?=\S)", noun, re.IGNORECASE)
     if article:
-        yield Problem(key, noun, "a noun without article", _write(key, noun[article.end() :]))
+        yield "a noun without article", noun[article.end() :]
     elif not re.fullmatch(r"[^\W_]([\w' -]*[^\W_])?", noun):
-        yield Problem(key, noun, "a noun, such as 'dog' or 'teddy bear'", _write(key, "toy"))
+        yield "a noun, such as 'dog' or 'teddy bear'", "toy"
 
-    key, identifier = "subject.identifier", c["subject.identifier"]
+
+def _wrong_identifier(identifier: str, noun: str) -> Iterator[str]:
+    """What an identifier was expected to be."""
     if not re.fullmatch(r"[^\W_]+|<[\w-]+>", identifier):
-        yield Problem(key, identifier, "'auto' or one word of letters and digits", _default(key))
+        yield "'auto' or one word of letters and digits"
     elif identifier != "auto" and noun and noun.lower() in identifier.lower():
-        yield Problem(key, identifier, f"a word without the noun {noun!r} in it", _default(key))
+        yield f"a word without the noun {noun!r} in it"
 
 
 def _wrong_encoders(names: Sequence[Any]) -> Iterator[Problem]:
@@ -239,6 +271,19 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
         expected = f"class images, because prior_loss_weight is {c['prior_loss_weight']}"
         instead = "Write --config.prior.num_images=64, or --config.prior_loss_weight=0."
         yield Problem("prior.num_images", 0, expected, instead)
+    if c["prior.images"] and not drawn:
+        why = (
+            "prior_loss_weight is 0" if not c["prior_loss_weight"] else "prior.kind is 'prediction'"
+        )
+        expected = f"none, because {why} and no class images are used"
+        yield Problem(
+            "prior.images", c["prior.images"], expected, 'Write --config.prior.images="".'
+        )
+    if c["prior.images"] and c["prior.folder"]:
+        expected = "none with prior.images: it is where drawn ones are kept"
+        yield Problem(
+            "prior.folder", c["prior.folder"], expected, 'Write --config.prior.folder="".'
+        )
     if "upscaler" in c["stages"] and not c["upscaler_model"].strip():
         expected = "a model, because stages has 'upscaler'"
         instead = f"{_default('upscaler_model')} Or: {_write('stages', ('base',))}"

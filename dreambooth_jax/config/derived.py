@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from dreambooth_jax.config.base import (
     flatten,
 )
 from dreambooth_jax.config.checks import ConfigError, check, raise_all, suggest
+from dreambooth_jax.data.batches import split_rows
 from dreambooth_jax.optim import Phase
+
+# Class images that are drawn when nobody says how many.
+SHOWN_TIMES, FEWEST, MOST = 4, 50, 1000
 
 
 def for_stage(config: ConfigDict, stage: str) -> ConfigDict:
@@ -41,6 +46,45 @@ def trainable_rules(config: ConfigDict) -> tuple[tuple[str, bool], ...]:
     """`adapt.train`, after a rule for the text encoders when `train.text_encoder` asks for it."""
     extra = (("text_encoder.*", True),) if config.train.text_encoder else ()
     return extra + tuple(config.adapt.train)
+
+
+def subjects(config: ConfigDict) -> tuple[tuple[str, str, str], ...]:
+    """(images, class noun, identifier) of each subject, the first one first."""
+    first = config.subject
+    return ((first.images, first.class_noun, first.identifier), *first.others)
+
+
+def class_shares(config: ConfigDict) -> dict[str, float]:
+    """Of each class noun its share of the class rows: subjects take turns."""
+    nouns = [noun for _, noun, _ in subjects(config)]
+    return {noun: nouns.count(noun) / len(nouns) for noun in nouns}
+
+
+def num_class_images(config: ConfigDict, *, share: float = 1.0) -> tuple[int, str]:
+    """How many class images to draw of a class, and why, for the log.
+
+    Where the settings leave it open, as many as are shown about 4 times each in the stage that
+    shows most: 200 in 800 steps of one class row, which is what most people use. Ruiz et al. 2022
+    have about 1000 for about 1000 steps and say that less can be used: not more than that, not
+    less than 50, never more than are shown.
+
+    share: of the class rows that are this class's, where several subjects take turns.
+    """
+    if config.prior.num_images is not None:
+        return config.prior.num_images, f"prior.num_images is {config.prior.num_images}, as set."
+    shown = {}
+    for stage in config.stages:
+        c = for_stage(config, stage)
+        _, rows = split_rows(c.train.batch_size, prior_fraction=c.train.prior_fraction)
+        told = f"{c.train.num_steps} steps × {rows} class {'row' if rows == 1 else 'rows'}"
+        told += "" if share == 1 else f" × {share:.2g} of them"
+        shown[stage] = math.ceil(c.train.num_steps * rows * share), told
+    rows, told = max(shown.values())
+    number = min(max(math.ceil(rows / SHOWN_TIMES), FEWEST), MOST, rows)
+    return number, (
+        f"prior.num_images is {number}: {told}, each shown about {rows / number:.3g} times "
+        f"({FEWEST} to {MOST}, {SHOWN_TIMES} times where that fits)."
+    )
 
 
 def learns_text(config: ConfigDict) -> bool:

@@ -1,6 +1,7 @@
 """The subject's source of the train loop: photo rows and class rows, a function of the step."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -9,25 +10,28 @@ from dreambooth_jax import rng
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Pictures as the network sees them, float32 `[N,H,W,C]`.
+    """Pictures as the network sees them, float32 `[N,H,W,C]`, and what belongs to each.
 
     mean: pixels in [-1, 1], or the mean of their latents; std: these latents' standard deviation.
+    prompt: int32 `[N]`, the row of its prompt.
     low_res: an upscaler's low-res pictures `[N,h,w,C]`.
-    sizes: `[N,6]`, where each was cut from, for models that are told (`Subject.sizes`).
+    sizes: `[N,6]`, where each was cut from, for models that are told (`Photos.sizes`).
+    pixel_weights: of the loss `[N,H,W,1]`; None is 1 everywhere.
     """
 
     mean: np.ndarray
+    prompt: np.ndarray
     low_res: np.ndarray | None = None
     std: np.ndarray | None = None
     sizes: np.ndarray | None = None
+    pixel_weights: np.ndarray | None = None
 
     def with_mirrored(self) -> "Pictures":
         """These pictures, then the same mirrored left to right (pixels alone: no latents)."""
 
-        def doubled(x: np.ndarray) -> np.ndarray:
-            return np.concatenate([x, x[:, :, ::-1]])
+        def doubled(x: np.ndarray | None) -> np.ndarray | None:
+            return None if x is None else np.concatenate([x, x[:, :, ::-1]])
 
-        low_res = None if self.low_res is None else doubled(self.low_res)
         sizes = self.sizes
         if sizes is not None:
             # What lay right of the window lies left of it now.
@@ -36,7 +40,25 @@ class Pictures:
             other[:, 3] = np.maximum(np.round(width * side / np.minimum(height, width)), side)
             other[:, 3] = np.maximum(other[:, 3] - side - left, 0)
             sizes = np.concatenate([sizes, other])
-        return Pictures(doubled(self.mean), low_res, sizes=sizes)
+        return Pictures(
+            np.concatenate([self.mean, self.mean[:, :, ::-1]]),
+            np.tile(self.prompt, 2),
+            low_res=doubled(self.low_res),
+            sizes=sizes,
+            pixel_weights=doubled(self.pixel_weights),
+        )
+
+
+def weights_of(masks: np.ndarray, *, side: int, outside: float) -> np.ndarray:
+    """Weights of the loss `[N,side,side,1]` from masks `[N,H,W]` in [0, 1] of the same pictures.
+
+    1 on the subject, `outside` off it; a pixel of a latent has the mean over its part of the mask.
+    With 0 outside nothing holds the background where photos are trained on, and the subject gets no
+    surroundings; a small weight keeps both, and the photos' background is hardly learned.
+    """
+    factor = masks.shape[1] // side
+    coarse = masks.reshape(len(masks), side, factor, side, factor).mean((2, 4))
+    return (outside + (1 - outside) * coarse)[..., None].astype(np.float32)
 
 
 def split_rows(batch_size: int, *, prior_fraction: float) -> tuple[int, int]:
@@ -58,49 +80,90 @@ def split_rows(batch_size: int, *, prior_fraction: float) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class SubjectBatches:
-    """Batches of photos and class images; works for any number of either.
+    """Batches of photos and class images; works for any number of either, and of subjects.
 
-    Each kind walks through its pictures in an order shuffled anew each round, so all are seen
-    equally often.
+    Each set walks through its pictures in an order shuffled anew each round, so all are seen
+    equally often. Subjects take turns, row by row, and with them their classes: `turns[k]` is the
+    place among `classes` of subject k's. There are no class rows without `classes`.
     """
 
-    subject: Pictures
-    prior: Pictures | None
+    subjects: Sequence[Pictures]
+    classes: Sequence[Pictures]
+    turns: Sequence[int]
     batch_size: int
     prior_fraction: float
-    instance_row: int
-    class_row: int
     seed: int
 
+    @property
+    def prompts(self) -> np.ndarray:
+        """The rows of all prompts there are, sorted."""
+        return np.unique(np.concatenate([x.prompt for x in (*self.subjects, *self.classes)]))
+
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The rows of one step, all of the subject first.
+        """The rows of one step, all of subjects first.
 
         `mean` `[B,H,W,C]`, `prompt` `[B]`, `is_prior` `[B]`; for an upscaler `low_res` `[B,h,w,C]`,
-        for a latent model `std` `[B,H,W,C]`, for SDXL `sizes` `[B,6]`.
+        for a latent model `std` `[B,H,W,C]`, for SDXL `sizes` `[B,6]`, where a subject has masks
+        `pixel_weights` `[B,H,W,1]`.
         """
-        fraction = 0 if self.prior is None else self.prior_fraction
+        fraction = self.prior_fraction if self.classes else 0
         counts = split_rows(self.batch_size, prior_fraction=fraction)
-        kinds = [(self.subject, self._walk("subject", len(self.subject.mean), step, counts[0]))]
-        if self.prior is not None:
-            kinds.append((self.prior, self._walk("prior", len(self.prior.mean), step, counts[1])))
-        is_prior = np.repeat([False, True], counts)
+        first = range(step * counts[0], (step + 1) * counts[0])
+        rows = self._walk("subject", self.subjects, range(len(self.subjects)), first)
+        if self.classes:
+            second = range(step * counts[1], (step + 1) * counts[1])
+            rows += self._walk("prior", self.classes, self.turns, second)
         batch = {
-            "mean": np.concatenate([kind.mean[rows] for kind, rows in kinds]),
-            "prompt": np.where(is_prior, self.class_row, self.instance_row).astype(np.int32),
-            "is_prior": is_prior,
+            "mean": np.stack([pictures.mean[i] for pictures, i in rows]),
+            "prompt": np.array([pictures.prompt[i] for pictures, i in rows], np.int32),
+            "is_prior": np.repeat([False, True], counts),
         }
         for name in ("low_res", "std", "sizes"):
-            found = [getattr(kind, name) for kind, _ in kinds]
-            if all(array is not None for array in found):
-                parts = [array[rows] for array, (_, rows) in zip(found, kinds, strict=True)]
-                batch[name] = np.concatenate(parts)
+            found = [(getattr(pictures, name), i) for pictures, i in rows]
+            if all(array is not None for array, _ in found):
+                batch[name] = np.stack([array[i] for array, i in found])
+        if any(pictures.pixel_weights is not None for pictures in self.subjects):
+            whole = np.ones((*batch["mean"].shape[1:3], 1), np.float32)
+            weights = [(pictures.pixel_weights, i) for pictures, i in rows]
+            batch["pixel_weights"] = np.stack([whole if w is None else w[i] for w, i in weights])
         return batch
 
-    def _walk(self, kind: str, size: int, step: int, count: int) -> np.ndarray:
-        """Positions step·count … of an endless walk through rounds of `size` shuffled pictures."""
-        places = np.arange(step * count, (step + 1) * count)
-        rounds = {
-            r: rng.generator(self.seed, "round", kind, int(r)).permutation(size)
-            for r in set(places // size)
-        }
-        return np.array([rounds[place // size][place % size] for place in places], np.int64)
+    def _walk(
+        self, kind: str, sets: Sequence[Pictures], turns: Sequence[int], places: Iterable[int]
+    ) -> list[tuple[Pictures, int]]:
+        """These places of an endless walk: `turns` by turns through the sets, each in rounds."""
+        found = []
+        rounds: dict[tuple[int, int], np.ndarray] = {}
+        for place in places:
+            cycle, turn = divmod(place, len(turns))
+            which = turns[turn]
+            # How often this set had its turn before.
+            own = cycle * turns.count(which) + [*turns[:turn]].count(which)
+            r, i = divmod(own, len(sets[which].mean))
+            if (which, r) not in rounds:
+                name = f"{kind} {which}" if which else kind
+                draw = rng.generator(self.seed, "round", name, r)
+                rounds[which, r] = draw.permutation(len(sets[which].mean))
+            found.append((sets[which], int(rounds[which, r][i])))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTokens:
+    """What a text encoder reads in a step that trains it: the prompts of the step's rows alone.
+
+    tokens: `[P,L]` each, of all prompts (`Stage.tokens`).
+    rows: sorted, those of the prompts that training uses at all.
+    batch_size: at most so many are read; one shape for all steps.
+    """
+
+    tokens: Mapping[str, np.ndarray]
+    rows: np.ndarray
+    batch_size: int
+
+    def of(self, prompt: np.ndarray) -> dict[str, np.ndarray]:
+        """The tokens for rows with these prompts `[B]`, and `token_row` `[B]`, each row's place."""
+        used = self.rows if len(self.rows) <= self.batch_size else np.unique(prompt)
+        at = np.searchsorted(used, prompt).astype(np.int32)
+        read = np.resize(used, min(len(self.rows), self.batch_size))  # repeats fill it up
+        return {name: table[read] for name, table in self.tokens.items()} | {"token_row": at}

@@ -200,25 +200,57 @@ def cover(
             "use read() or to_uint8() first"
         )
     height, width = (size, size) if isinstance(size, int) else size
+    box, scale = _window(image.shape[0], image.shape[1], height, width, crop=crop, zoom=zoom)
+    # Pillow widens its filter when it shrinks, which is what keeps fine patterns from aliasing.
+    method = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
+    return np.array(Image.fromarray(image).resize((width, height), method, box=box))
+
+
+def cover_mask(
+    mask: np.ndarray,
+    size: int,
+    *,
+    crop: Literal["center"] | tuple[float, float] = "center",
+    zoom: float = 1.0,
+) -> np.ndarray:
+    """What `cover` shows of a photo, of its mask uint8 [H, W]: float32 [size, size] in [0, 1].
+
+    Each value is the mean over the area that its pixel covers, parts of pixels counted as such.
+    """
+    box, _ = _window(mask.shape[0], mask.shape[1], size, size, crop=crop, zoom=zoom)
+    left, top, right, bottom = box
+    found = mask.astype(np.float64) / 255
+    for axis, (low, high) in enumerate(((top, bottom), (left, right))):
+        sums = np.concatenate([np.zeros_like(found.take([0], axis)), found.cumsum(axis)], axis)
+        # The integral up to any place between two pixels' borders is linear in it.
+        edges = np.linspace(low, high, size + 1)
+        before = np.minimum(edges.astype(int), mask.shape[axis] - 1)
+        part = np.expand_dims(edges - before, 1 - axis)
+        upto = sums.take(before, axis) * (1 - part) + sums.take(before + 1, axis) * part
+        found = np.diff(upto, axis=axis) * size / (high - low)
+    return np.clip(found, 0, 1).astype(np.float32)
+
+
+def _window(
+    rows: int,
+    columns: int,
+    height: int,
+    width: int,
+    *,
+    crop: str | tuple[float, float],
+    zoom: float,
+) -> tuple[tuple[float, float, float, float], float]:
+    """(left, top, right, bottom) of what is shown of a picture of these rows and columns, scale."""
     if min(height, width) < 1:
-        raise ValueError(f"size is {size!r}; expected at least 1 pixel each way")
+        raise ValueError(f"size is {height}×{width}; expected at least 1 pixel each way")
     if zoom < 1:
         raise ValueError(f"zoom is {zoom}; expected 1 (the whole photo) or more")
     fy, fx = _position(crop)
-    scale = zoom * max(height / image.shape[0], width / image.shape[1])
-    window_height = min(height / scale, image.shape[0])
-    window_width = min(width / scale, image.shape[1])
-    top = fy * (image.shape[0] - window_height)
-    left = fx * (image.shape[1] - window_width)
-    # Pillow widens its filter when it shrinks, which is what keeps fine patterns from aliasing.
-    method = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-    box = (
-        left,
-        top,
-        min(left + window_width, image.shape[1]),
-        min(top + window_height, image.shape[0]),
-    )
-    return np.array(Image.fromarray(image).resize((width, height), method, box=box))
+    scale = zoom * max(height / rows, width / columns)
+    window_height, window_width = min(height / scale, rows), min(width / scale, columns)
+    top, left = fy * (rows - window_height), fx * (columns - window_width)
+    box = (left, top, min(left + window_width, columns), min(top + window_height, rows))
+    return box, scale
 
 
 def _position(crop: str | tuple[float, float]) -> tuple[float, float]:

@@ -110,8 +110,9 @@ def _known(folder: Path, made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]
     file = folder / MANIFEST
     if not file.is_file():
         files = folder.iterdir() if folder.is_dir() else ()
-        foreign = sorted(path.name for path in files if path.suffix != ".tmp")
-        if [name for name in foreign if name != LOW_RES]:
+        # Folders are of low-res pictures, or of another class.
+        foreign = sorted(p.name for p in files if p.suffix != ".tmp" and not p.is_dir())
+        if foreign:
             raise PriorError(
                 f"{folder} holds {len(foreign)} files (the first is {foreign[0]!r}) but no "
                 f"{MANIFEST}: it was not made by this program, so nobody knows by which model. "

@@ -12,7 +12,16 @@ from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
 from dreambooth_jax import train
-from dreambooth_jax.experiment import delivery, evaluation, setup, space, summary, tuning
+from dreambooth_jax.experiment import (
+    class_images,
+    delivery,
+    evaluation,
+    setup,
+    space,
+    subjects,
+    summary,
+    tuning,
+)
 from dreambooth_jax.experiment.evaluation import evaluate
 from dreambooth_jax.experiment.modes import export, sample
 from dreambooth_jax.experiment.naming import identify
@@ -42,39 +51,43 @@ def run(config: ConfigDict, folder: Path) -> Path:
         judges = evaluation.at_end(config)
         # Networks, tokenizers and schedules of the base model.
         stages = setup.open_stages(config)
-        # Every problem of the photos' folder, before anything compiles.
-        photos = setup.audit(config, stages)
+        # Every problem of the folders, captions and masks, before anything compiles.
+        folders = subjects.audit(config, stages)
         # Room on the disk for all that is to be written.
         space.check(config, stages, workdir)
         # Weights on the mesh, fingerprints.
         model = setup.load(config, stages)
         delivery.check(config, model)
-        # Pictures at each stage's size, identifier, prompts.
-        subject = setup.subject(config, model, photos)
-        # Room for the identifier's own tokens, where these are what is trained.
-        model = setup.with_new_word(config, model, subject)
+        # Identifiers and prompts; pictures at each stage's size.
+        words = subjects.words(config, model)
+        cast = subjects.read(config, model, folders, words)
+        # Room for the identifiers' own tokens, where these are what is trained.
+        model = subjects.with_new_words(config, model, words)
+        classes = class_images.own(config, model, folders, words)
         # The jitted cascade, and all prompts encoded once.
-        painter = Painter(config, model, subject, workdir)
-        # Class images of the untouched base.
-        prior = setup.prior(config, model, subject, painter, workdir, stop)
+        captions = [p for subject in cast for p in subject.row_prompts]
+        captions += [p for images in classes for p in images.row_prompts]
+        painter = Painter(config, model, words, workdir, captions)
+        # Class images of the untouched base, unless there are others.
+        classes = classes or class_images.drawn(config, model, words, painter, workdir, stop)
         painter.grid(model.weights, "before")
         before = painter.judged(model.weights, "untouched", ready="before") if judges else {}
 
         for kind in config.stages:  # "base", then "upscaler": the same code
-            trained = tuning.fine_tune(kind, config, model, subject, prior, painter, workdir, stop)
+            trained = tuning.fine_tune(kind, config, model, cast, classes, painter, workdir, stop)
             model = model.with_trained(kind, tuning.adapter_of(config, model.stages[kind]), trained)
 
         train.leave_if_asked(stop, "the training is finished and saved")
         painter.grid(model.weights, "after")
         steps = {kind: configs.for_stage(config, kind).train.num_steps for kind in config.stages}
-        delivery.deliver(config, model, subject, workdir, stop, steps=steps)
+        delivery.deliver(config, model, words, workdir, stop, steps=steps)
         judged = None
         if judges:
             judged = evaluation.judge_run(
                 config, judges, before, model, painter, workdir, steps=steps
             )
         if jax.process_index() == 0:
-            summary.write(config, workdir, model, subject, prior, judged)
+            summary.write(config, workdir, model, cast, classes, judged)
         if jax.process_count() > 1:  # nobody leaves before all files are there
             multihost_utils.sync_global_devices("the report is written")
         return workdir.report

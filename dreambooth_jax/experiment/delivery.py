@@ -1,6 +1,6 @@
 """What a run hands over: a diffusers folder per stage, and one file where a family has one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -39,7 +39,7 @@ def check(config: ConfigDict, model: Model) -> None:
 def deliver(
     config: ConfigDict,
     model: Model,
-    words: Words,
+    words: Sequence[Words],
     workdir: Workdir,
     stop: GracefulStop,
     *,
@@ -65,10 +65,10 @@ def deliver(
                 workdir.export / kind if len(model.kinds) > 1 else workdir.export,
                 dtype=config.export.dtype,
                 about=about,
-                words={
-                    "identifier": _in_full(config, words),
-                    "class_noun": words.class_noun,
-                },
+                words=[
+                    {"identifier": _in_full(config, each), "class_noun": each.class_noun}
+                    for each in words
+                ],
                 tuned=kind in steps,
             )
             if adapt.makes_factors(config.adapt) and kind in model.trained:
@@ -85,10 +85,14 @@ def deliver(
                 new = tree.split(model.trained[kind], adapt.textual_inversion.is_row)[0]
                 rows = {p: sharding.fetch(x) for p, x in new.items()}
                 export.embeddings_file.write(
-                    rows, folder, word=words.identifier, dtype=config.export.dtype
+                    rows,
+                    folder,
+                    words=[each.identifier for each in words],
+                    dtype=config.export.dtype,
                 )
             if config.export.single_file:
-                name = f"{words.identifier}_{words.class_noun}.safetensors".replace(" ", "_")
+                called = "_".join(f"{each.identifier}_{each.class_noun}" for each in words)
+                name = f"{called}.safetensors".replace(" ", "_")
                 export.single_file.write(
                     model.stages[kind], host, folder / name, dtype=config.export.dtype, about=about
                 )

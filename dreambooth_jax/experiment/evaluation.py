@@ -1,5 +1,6 @@
 """What the pictures of a run, or of any folder, are worth: `scores.json` and its table."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,13 @@ from ml_collections import ConfigDict
 from dreambooth_jax import config as configs
 from dreambooth_jax import export
 from dreambooth_jax.data import audit, images
+from dreambooth_jax.data.prompts import mentions
+from dreambooth_jax.data.subject import Words
 from dreambooth_jax.evaluate import encoders, measures, pictures, scores
 from dreambooth_jax.evaluate.encoders import EncoderError
 from dreambooth_jax.evaluate.pictures import Pictures
 from dreambooth_jax.evaluate.scores import TUNED, UNTOUCHED, Score
-from dreambooth_jax.experiment import setup
+from dreambooth_jax.experiment import setup, subjects
 from dreambooth_jax.experiment.judged import Judged
 from dreambooth_jax.experiment.model import Model
 from dreambooth_jax.experiment.modes import named, restored
@@ -48,8 +51,8 @@ def evaluate(config: ConfigDict, folder: Path) -> Path:
     encoders.check(names, _sources(config, None))
     photos = _photos(config)
     model = setup.load(config, setup.open_stages(config))
-    words = setup.words(config, model, as_exported=True)
-    model = setup.with_new_word(config, model, words)
+    words = subjects.words(config, model, as_exported=True)
+    model = subjects.with_new_words(config, model, words)
     painter = Painter(config, model, words, workdir)
     tuned, steps = restored(config, model, workdir)
     grids = {UNTOUCHED: painter.judged(model.weights, UNTOUCHED, ready="before")}
@@ -63,7 +66,7 @@ def evaluate(config: ConfigDict, folder: Path) -> Path:
         names,
         {name: _as_pictures(grid) for name, grid in grids.items()},
         photos,
-        words.identifier,
+        words,
         folder,
         mesh=model.mesh,
         about=about,
@@ -108,7 +111,7 @@ def judge_run(
             names,
             {name: _as_pictures(grid) for name, grid in grids.items()},
             _photos(config),
-            painter.subject.identifier,
+            painter.words,
             workdir.root,
             mesh=model.mesh,
             about={"weights": named(dict(steps))},
@@ -122,44 +125,57 @@ def _of_folders(config: ConfigDict, folder: Path, names: Sequence[str]) -> Path:
     encoders.check(names, _sources(config, mesh))
     photos = _photos(config)
     generated = pictures.read(config.evaluate.generated)
-    identifier = config.subject.identifier
-    if identifier == "auto":
+    asked = [(word, noun) for _, noun, word in configs.subjects(config)]
+    if any(word == "auto" for word, _ in asked):
         told = export.words_in(folder / "export" / "base") or export.words_in(folder / "export")
-        identifier = told["identifier"] if told else None
+        asked = [(each["identifier"], each["class_noun"]) for each in told]
+    words = [Words.of(identifier=word, class_noun=noun) for word, noun in asked]
     about = {"generated": config.evaluate.generated}
     sets = {"generated": generated}
     if config.evaluate.untouched:
         about["untouched"] = config.evaluate.untouched
         sets = {UNTOUCHED: pictures.read(config.evaluate.untouched), TUNED: generated}
-    return _judge(config, names, sets, photos, identifier, folder, mesh=mesh, about=about)[1]
+    return _judge(config, names, sets, photos, words, folder, mesh=mesh, about=about)[1]
 
 
 def _judge(
     config: ConfigDict,
     names: Sequence[str],
     sets: Mapping[str, Pictures],
-    photos: Sequence[np.ndarray],
-    identifier: str | None,
+    photos: Sequence[Sequence[np.ndarray]],
+    words: Sequence[Words],
     folder: Path,
     *,
     mesh: Mesh,
     about: Mapping[str, Any],
 ) -> tuple[list[Score], Path]:
+    """The scores of each subject, by its photos and its own pictures; also in `scores.json`.
+
+    words: of each subject; none where they are not known, and all pictures are the first one's.
+    """
     judges = encoders.open_all(names, _sources(config, mesh))
-    found = scores.judge(
-        sets,
-        photos,
-        judges,
-        identifier=identifier,
-        bootstrap=measures.Bootstrap(config.evaluate.resamples, config.seed),
-    )
+    found: list[Score] = []
+    known: Sequence[Words | None] = words or [None]
+    for each, own_photos in zip(known, photos, strict=False):
+        own = {name: _of_subject(one, each, words) for name, one in sets.items()}
+        told = scores.judge(
+            own,
+            own_photos,
+            judges,
+            identifier=None if each is None else each.identifier,
+            bootstrap=measures.Bootstrap(config.evaluate.resamples, config.seed),
+        )
+        if each is not None and len(words) > 1:
+            of = f"{each.identifier} {each.class_noun}"
+            told = [dataclasses.replace(one, pictures=f"{one.pictures}, {of}") for one in told]
+        found += told
     logging.info("Scores:\n%s", scores.as_table(found))
     file = folder / "scores.json"
     if jax.process_index() == 0:
         about = {
             **about,
-            "identifier": identifier,
-            "photos": len(photos),
+            "identifier": ", ".join(each.identifier for each in words) or None,
+            "photos": sum(map(len, photos)),
             "pictures": {name: len(one) for name, one in sets.items()},
             "intervals": f"bootstrap, 95 %, {config.evaluate.resamples} draws of prompts, pictures "
             f"and photos, seed {config.seed}",
@@ -168,13 +184,28 @@ def _judge(
     return found, file
 
 
-def _photos(config: ConfigDict) -> list[np.ndarray]:
-    """The photos that pictures are compared with, as they are."""
+def _of_subject(pictures: Pictures, each: Words | None, words: Sequence[Words]) -> Pictures:
+    """Those of a subject: that name it or, where no subject is named, no other class than its."""
+    kept = []
+    for i, prompt in enumerate(pictures.prompts):
+        named = [x for x in words if mentions(prompt, x.identifier)]
+        of_class = [x for x in words if mentions(prompt, x.class_noun)]
+        nouns = [x.class_noun for x in of_class]
+        if each in named if named else (not nouns or each is None or each.class_noun in nouns):
+            kept.append(i)
+    return Pictures([pictures.images[i] for i in kept], [pictures.prompts[i] for i in kept])
+
+
+def _photos(config: ConfigDict) -> list[list[np.ndarray]]:
+    """The photos that each subject's pictures are compared with, as they are."""
+    first, *others = (subjects.photo_folder(images) for images, _, _ in configs.subjects(config))
     given = config.evaluate.reference
-    folder = Path(given).expanduser() if given else setup.photo_folder(config)
-    kept = audit.audit(folder, size=_SMALLEST).kept
-    logging.info("Compared with %d photos of %s.", len(kept), folder)
-    return [images.read(photo.path) for photo in kept]
+    found = []
+    for folder in (Path(given).expanduser() if given else first, *others):
+        kept = audit.audit(folder, size=_SMALLEST).kept
+        logging.info("Compared with %d photos of %s.", len(kept), folder)
+        found.append([images.read(photo.path) for photo in kept])
+    return found
 
 
 def _sources(config: ConfigDict, mesh: Mesh | None) -> dict[str, encoders.Source]:

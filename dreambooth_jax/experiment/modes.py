@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from dreambooth_jax import checkpoint, optim, sharding, tree
 from dreambooth_jax import config as configs
 from dreambooth_jax.checkpoint import CheckpointError
-from dreambooth_jax.experiment import delivery, setup
+from dreambooth_jax.experiment import delivery, setup, subjects
 from dreambooth_jax.experiment.model import Model
 from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.tuning import adapter_of
@@ -29,8 +29,8 @@ def sample(config: ConfigDict, folder: Path) -> Path:
     """
     workdir = Workdir.of_run(folder, config)
     model = setup.load(config, setup.open_stages(config))
-    words = setup.words(config, model, as_exported=True)
-    model = setup.with_new_word(config, model, words)
+    words = subjects.words(config, model, as_exported=True)
+    model = subjects.with_new_words(config, model, words)
     painter = Painter(config, model, words, workdir)
     tuned, steps = restored(config, model, workdir)
     return painter.drawn(tuned.weights, named(steps))
@@ -44,8 +44,8 @@ def export(config: ConfigDict, folder: Path) -> Path:
     """
     workdir = Workdir.of_run(folder, config)
     model = setup.load(config, setup.open_stages(config))
-    words = setup.words(config, model, as_exported=True)
-    model = setup.with_new_word(config, model, words)
+    words = subjects.words(config, model, as_exported=True)
+    model = subjects.with_new_words(config, model, words)
     tuned, steps = restored(config, model, workdir)
     if not steps and all(config.restore[kind] is None for kind in config.stages):
         raise CheckpointError(
@@ -104,8 +104,8 @@ def _trained(
     ]
     reading = functools.partial(
         checkpoint.Checkpoints,
-        config=setup.settings_of_run(config, model, None),
-        may_differ=["photos", *(f"config.{key}" for key in free)],
+        config=setup.settings_of_run(config, model, {}),
+        may_differ=[*setup.OF_FILES, *(f"config.{key}" for key in free)],
     )
     full, weights = reading(workdir.checkpoints(kind)), reading(workdir.kept_weights(kind))
     with full, weights:

@@ -72,7 +72,7 @@ def by_change(config: ConfigDict, found: Sequence[Candidate], folder: Path) -> l
     prompts = [words[0].class_prompt, *(each.instance_prompt for each in words)]
     c.sample.prompts = tuple(prompts)
     model = setup.load(c, setup.open_stages(c))
-    painter = Painter(c, model, words[0], Workdir.of_run(folder, c))
+    painter = Painter(c, model, words[:1], Workdir.of_run(folder, c))
     seeds = [seed_of(c.seed, k) for k in range(c.identify.num_images)]
     pictures = painter.draw(
         model.weights,

@@ -28,26 +28,30 @@ Wanted = Sequence[tuple[str, str, int]]  # file name, prompt, seed
 
 
 def prompts_of(
-    config: ConfigDict, subject: Words, templates: Sequence[str] | None = None
+    config: ConfigDict, words: Sequence[Words], templates: Sequence[str] | None = None
 ) -> tuple[str, ...]:
-    """The prompts of the grid, or of other templates, with the subject's words, each once."""
-    words = {
-        "subject": f"{subject.identifier} {subject.class_noun}",
-        "identifier": subject.identifier,
-        "class_noun": subject.class_noun,
-        "instance_prompt": subject.instance_prompt,
-        "class_prompt": subject.class_prompt,
-    }
+    """The prompts of the grid, or of other templates, with each subject's words, each once."""
     lines = expanded(config.sample.prompts if templates is None else templates)
-    return tuple(dict.fromkeys(line.format(**words) for line in lines))
+    return tuple(dict.fromkeys(line.format(**each.in_braces) for line in lines for each in words))
 
 
 class Painter:
-    """The jitted samplers of all stages, with every prompt of the run encoded once."""
+    """The jitted samplers of all stages, with every prompt of the run encoded once.
 
-    def __init__(self, config: ConfigDict, model: Model, subject: Words, workdir: Workdir):
-        self.config, self.model, self.subject, self.workdir = config, model, subject, workdir
-        asked = [*grid_of(config, subject), *judged_of(config, subject)]
+    `captions` are prompts that it is trained on besides those that name subjects and classes.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: Model,
+        words: Sequence[Words],
+        workdir: Workdir,
+        captions: Sequence[str] = (),
+    ):
+        self.config, self.model, self.words, self.workdir = config, model, words, workdir
+        self.captions = captions
+        asked = [*grid_of(config, words), *judged_of(config, words)]
         self.prompts = tuple(dict.fromkeys(prompt for _, prompt, _ in asked))
         self.settings = {kind: _settings(config, kind) for kind in model.kinds}
         self._tuned = {kind: stage.fine_tuned() for kind, stage in model.stages.items()}
@@ -64,21 +68,29 @@ class Painter:
         """Pictures per sampler call: `sample.batch_size`, rounded up to share it evenly."""
         return _whole(self.config.sample.batch_size, self.model)
 
+    @property
+    def identifiers(self) -> tuple[str, ...]:
+        """The subjects' own words."""
+        return tuple(each.identifier for each in self.words)
+
     def texts(self, weights: Weights) -> Mapping[str, generate.Text]:
         """Every stage's prompts and embeddings; from these weights when the text encoder learns."""
         return self._texts if self._texts is not None else self._encoded(weights)
 
     def _encoded(self, weights: Weights) -> dict[str, generate.Text]:
-        identifier, dtype = self.subject.identifier, compute_dtype(self.config)
-        wanted = (self.subject.instance_prompt, self.subject.class_prompt, *self.prompts)
+        identifiers, dtype = self.identifiers, compute_dtype(self.config)
+        named = [p for each in self.words for p in (each.instance_prompt, each.class_prompt)]
+        wanted = (*named, *self.captions, *self.prompts)
         texts = {}
         for kind, stage in self.model.stages.items():
             flat = dict(weights[kind])
-            text = generate.encode(stage, flat, wanted, dtype=dtype, keep=identifier)
+            text = generate.encode(stage, flat, wanted, dtype=dtype, keep=identifiers)
             if kind == "upscaler" and "upscaler" not in self.config.stages:
                 # An upscaler that never saw the identifier does best without it, as diffusers
                 # advises for IF.
-                plain = tuple(prompt.replace(f"{identifier} ", "") for prompt in text.prompts)
+                plain = text.prompts
+                for word in identifiers:
+                    plain = tuple(prompt.replace(f"{word} ", "") for prompt in plain)
                 bare = generate.encode(stage, flat, plain, dtype=dtype)
                 rows = bare.rows(plain)
                 table = jax.tree.map(lambda x, rows=rows: sharding.fetch(x)[rows], bare.table)
@@ -125,7 +137,7 @@ class Painter:
         Its name depends on the weights (`label`), prompts, seeds and samplers: nothing that was
         drawn before is replaced, and the same again is there already.
         """
-        wanted = grid_of(self.config, self.subject)
+        wanted = grid_of(self.config, self.words)
         folder = self._own_folder(label, wanted)
         self.grid(weights, folder.name)
         if jax.process_index() == 0:
@@ -140,7 +152,7 @@ class Painter:
         Those in `samples/<ready>/`, where they are the same; else they are drawn into a folder of
         their own. With several processes all of them come back when all the files are there.
         """
-        wanted = judged_of(self.config, self.subject)
+        wanted = judged_of(self.config, self.words)
         there = None if ready is None else self.workdir.samples / ready
         if there is None or not is_drawn(there, wanted, self._about()):
             there = self._own_folder(label, wanted)
@@ -160,7 +172,7 @@ class Painter:
 
     def grid(self, weights: Weights, label: str, wanted: Wanted | None = None) -> None:
         """Draws every prompt with fixed seeds into `samples/<label>/`, unless they are there."""
-        wanted = grid_of(self.config, self.subject) if wanted is None else wanted
+        wanted = grid_of(self.config, self.words) if wanted is None else wanted
         folder = self.workdir.samples / label
         if is_drawn(folder, wanted):
             return
@@ -177,16 +189,16 @@ class Painter:
                 save_png(folder / name, picture, about=about)
 
 
-def grid_of(config: ConfigDict, subject: Words) -> list[tuple[str, str, int]]:
+def grid_of(config: ConfigDict, words: Sequence[Words]) -> list[tuple[str, str, int]]:
     """(file name, prompt, seed) of every picture of the grid, prompt by prompt."""
-    return _named(config, prompts_of(config, subject), config.sample.num_images)
+    return _named(config, prompts_of(config, words), config.sample.num_images)
 
 
-def judged_of(config: ConfigDict, subject: Words) -> list[tuple[str, str, int]]:
+def judged_of(config: ConfigDict, words: Sequence[Words]) -> list[tuple[str, str, int]]:
     """The same of the pictures that the run is judged by; some prompt is always the class's."""
-    prompts = prompts_of(config, subject, config.evaluate.prompts or None)
-    if all(mentions(prompt, subject.identifier) for prompt in prompts):
-        prompts = (*prompts, subject.class_prompt)
+    prompts = prompts_of(config, words, config.evaluate.prompts or None)
+    if all(any(mentions(prompt, each.identifier) for each in words) for prompt in prompts):
+        prompts = tuple(dict.fromkeys((*prompts, *(each.class_prompt for each in words))))
     return _named(config, prompts, config.evaluate.num_images or config.sample.num_images)
 
 

@@ -18,7 +18,7 @@ from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.pipeline import Stage
 
 _HEADER = 2**11  # bytes around the numbers of a picture
-_WORD = "<estimated-word>"  # stands for the subject's own tokens, whatever they will be called
+_WORD = "<estimated-word-"  # stands for a subject's own tokens, whatever they will be called
 
 
 def check(config: ConfigDict, stages: Mapping[str, Stage], workdir: Workdir) -> None:
@@ -67,8 +67,10 @@ def estimate(config: ConfigDict, stages: Mapping[str, Stage]) -> dict[str, int]:
                 count = c.train.num_steps // c.train.keep_weights_every
                 parts["kept weights"] += count * checkpoint.estimate_bytes(trained)
         picture = stage.size**2 * 3 + _HEADER
-        if config.prior_loss_weight and config.prior.kind == "images":
-            parts["class images"] += config.prior.num_images * picture
+        if config.prior_loss_weight and config.prior.kind == "images" and not config.prior.images:
+            shares = configs.class_shares(config).values()
+            number = sum(configs.num_class_images(config, share=share)[0] for share in shares)
+            parts["class images"] += number * picture
         if stage is list(stages.values())[-1]:
             parts["grids"] = _grids(config) * picture
         parts["export"] += _export(config, stage, trained)
@@ -78,7 +80,8 @@ def estimate(config: ConfigDict, stages: Mapping[str, Stage]) -> dict[str, int]:
 def _abstract(config: ConfigDict, c: ConfigDict, stage: Stage) -> tuple[tree.Flat, Any]:
     """Shapes of a stage's trained leaves and of its whole state."""
     if adapt.makes_words(config.adapt):
-        stage = stage.with_word(_WORD, count=config.adapt.num_vectors)
+        for k in range(len(configs.subjects(config))):
+            stage = stage.with_word(f"{_WORD}{k}>", count=config.adapt.num_vectors)
     rules = configs.trainable_rules(c)
     trained = adapt.abstract(adapter_of(config, stage), stage.abstract, rules)
     tx = optim.make(c.optim, num_steps=c.train.num_steps, phases=configs.phases(c))
@@ -95,7 +98,8 @@ def _grids(config: ConfigDict) -> int:
         train_settings = configs.for_stage(config, kind).train
         if train_settings.sample_every:
             count += train_settings.num_steps // train_settings.sample_every
-    return count * len(expanded(config.sample.prompts)) * config.sample.num_images
+    prompts = len(expanded(config.sample.prompts)) * len(configs.subjects(config))
+    return count * prompts * config.sample.num_images
 
 
 def _export(config: ConfigDict, stage: Stage, trained: tree.Flat) -> int:

@@ -1,6 +1,6 @@
 """What a run tells in the end: `report.html` and the model card."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from dreambooth_jax import __version__, report, tree
 from dreambooth_jax import config as configs
-from dreambooth_jax.data.prior import Prior
+from dreambooth_jax.data.class_images import ClassImages
 from dreambooth_jax.data.prompts import mentions
 from dreambooth_jax.data.subject import Subject, Words
 from dreambooth_jax.evaluate import scores
@@ -22,21 +22,25 @@ from dreambooth_jax.experiment.workdir import Workdir
 _SHOWN_CLASS_IMAGES = 24
 
 
-def model_card(config: ConfigDict, subject: Words, kind: str, num_steps: int) -> dict[str, Any]:
+def model_card(
+    config: ConfigDict, words: Sequence[Words], kind: str, num_steps: int
+) -> dict[str, Any]:
     """The lines of an export's README; `num_steps` is 0 for a stage as the base model has it."""
     c = configs.for_stage(config, kind)
     tuned = num_steps > 0
     steps = f"{num_steps} steps of {c.train.batch_size} rows"
     return {
         "base model": config.base_model if kind == "base" else config.upscaler_model,
-        "instance prompt": subject.instance_prompt,
-        "class prompt": subject.class_prompt,
+        "instance prompt": _listed(each.instance_prompt for each in words),
+        "class prompt": _listed(each.class_prompt for each in words),
         "fine-tuned": steps if tuned else "no, as the base model",
         "learning rate": c.optim.learning_rate if tuned else "none",
         "adapted": _way(config) if tuned else "none",
         "text encoder trained": bool(config.train.text_encoder) if tuned else False,
         "prior_loss_weight": config.prior_loss_weight,
         "prior": config.prior.kind if config.prior_loss_weight else "none",
+        "captions": config.subject.captions if tuned else "none",
+        "masks": config.subject.masks if tuned else "none",
         "seed": config.seed,
     }
 
@@ -47,7 +51,7 @@ def _way(config: ConfigDict) -> str:
 
 
 def grids_of(
-    config: ConfigDict, workdir: Workdir, subject: Subject
+    config: ConfigDict, workdir: Workdir, words: Sequence[Words]
 ) -> dict[str, dict[str, list[np.ndarray]]]:
     """The prompt grids in order, before, over training, after: pictures by label and prompt.
 
@@ -56,7 +60,7 @@ def grids_of(
     labels = ["before"]
     for kind in config.stages:
         labels += sorted(p.name for p in workdir.samples.glob(f"{kind}-*"))
-    wanted = grid_of(config, subject)
+    wanted = grid_of(config, words)
     return {
         label: read_grid(workdir.samples / label, wanted)
         for label in [*labels, "after"]
@@ -64,9 +68,13 @@ def grids_of(
     }
 
 
-def scored(judged: Judged, identifier: str) -> list[Any]:
+def scored(judged: Judged, words: Sequence[Words]) -> list[Any]:
     """The sections that tell how well it went: the scores, and how far the class drifted."""
-    prompts = [prompt for prompt in judged.grids[TUNED] if not mentions(prompt, identifier)]
+    prompts = [
+        prompt
+        for prompt in judged.grids[TUNED]
+        if not any(mentions(prompt, each.identifier) for each in words)
+    ]
     return [
         report.Table(
             "Scores",
@@ -78,7 +86,7 @@ def scored(judged: Judged, identifier: str) -> list[Any]:
         ),
         report.Comparison(
             "Drift of the class",
-            "Prompts without the subject's word, the same seeds: the less they changed, the better "
+            "Prompts without a subject's word, the same seeds: the less they changed, the better "
             "the class was kept.",
             rows=prompts,
             columns=[UNTOUCHED, TUNED],
@@ -91,13 +99,15 @@ def write(
     config: ConfigDict,
     workdir: Workdir,
     model: Model,
-    subject: Subject,
-    prior: Prior | None,
+    cast: Sequence[Subject],
+    classes: Sequence[ClassImages],
     judged: Judged | None = None,
 ) -> Path:
     """Writes `report.html`, the last file of a run, and returns its path."""
-    prompts = prompts_of(config, subject)
-    grids = grids_of(config, workdir, subject)
+    prompts = prompts_of(config, cast)
+    grids = grids_of(config, workdir, cast)
+    names = _listed(repr(each.identifier) for each in cast)
+    photos = sum(len(each.photos) for each in cast)
     lines = workdir.scalars()
     seconds = workdir.timings()
     trained = sum(tree.count(model.trained[kind]) for kind in config.stages)
@@ -108,29 +118,15 @@ def write(
         report.Comparison(
             "Before and after",
             f"The same prompts and seeds, drawn by the untouched model and by the fine-tuned one. "
-            f"{subject.identifier!r} is the word that the subject was given.",
+            f"What the photos show is called {names}.",
             rows=list(prompts),
             columns=["before", "after"],
             cells=[[grids["before"][p], grids["after"][p]] for p in prompts],
         ),
-        *([] if judged is None else scored(judged, subject.identifier)),
-        report.Gallery(
-            "The photos",
-            "As the model sees them: upright, resized to cover the square and cropped.",
-            images=list(subject.pixels[max(subject.pixels)]),
-            labels=[window.photo for window in subject.windows],
-        ),
+        *([] if judged is None else scored(judged, cast)),
+        *(section for each in cast for section in _photos(each, alone=len(cast) == 1)),
+        *(_class_images(each, alone=len(classes) == 1) for each in classes),
     ]
-    if prior is not None:
-        sections.append(
-            report.Gallery(
-                "Class images",
-                f"{subject.class_prompt!r}, drawn by the untouched model for prior preservation: "
-                f"{min(_SHOWN_CLASS_IMAGES, len(prior.images))} of {len(prior.images)}; "
-                f"{prior.redone} came out empty and were drawn again.",
-                images=list(prior.images[:_SHOWN_CLASS_IMAGES]),
-            )
-        )
     for kind in config.stages:
         curves = report.series(lines, f"{kind}/loss/*")
         sections.append(
@@ -151,7 +147,15 @@ def write(
             )
         )
     sections += [
-        report.Text("Photo audit", str(subject.audit), preformatted=True, collapsed=True),
+        report.Text(
+            "Photo audit",
+            "\n".join(
+                str(folder.audit)
+                for folder in (*cast, *(each.own for each in classes if each.own is not None))
+            ),
+            preformatted=True,
+            collapsed=True,
+        ),
         report.Table(
             "Timings",
             "Seconds of each part, over all starts of this run.",
@@ -174,22 +178,81 @@ def write(
     ]
     report.build(
         workdir.report,
-        title=subject.instance_prompt,
-        subtitle=f"DreamBooth, {len(subject.photos)} photos of {subject.class_prompt}. "
+        title=_listed(each.instance_prompt for each in cast),
+        subtitle="DreamBooth, "
+        + _listed(f"{len(each.photos)} photos of {each.class_prompt}" for each in cast)
+        + ". "
         f"dreambooth_jax {__version__}.",
         facts=[
-            ("photos", str(len(subject.photos))),
-            ("class images", str(0 if prior is None else len(prior.images))),
+            ("photos", str(photos)),
+            ("class images", str(sum(map(len, classes)))),
             ("steps", " + ".join(steps)),
             ("trained", f"{trained / 1e6:.1f} M"),
             ("devices", f"{model.mesh.size} {device.platform}"),
             ("minutes", f"{sum(seconds.values()) / 60:.1f}"),
         ],
         sections=sections,
-        highlight=[subject.identifier],
+        highlight=[each.identifier for each in cast],
         cover=[grids["after"][p][0] for p in prompts[:4]],
     )
     return workdir.report
+
+
+def _photos(subject: Subject, *, alone: bool) -> list[report.Gallery]:
+    """What a subject is trained on: its photos with their prompts, and their masks."""
+    of = "" if alone else f", {subject.identifier} {subject.class_noun}"
+    size = max(subject.pixels)
+    captioned = any(photo.caption is not None for photo in subject.audit.kept)
+    labels = [window.photo for window in subject.windows]
+    if captioned:
+        labels = [
+            f"{name}: {prompt}" for name, prompt in zip(labels, subject.row_prompts, strict=True)
+        ]
+    told = "Their captions are the prompts." if captioned else f"{subject.instance_prompt!r}."
+    found = [
+        report.Gallery(
+            f"The photos{of}",
+            f"As the model sees them: upright, resized to cover the square and cropped. {told}",
+            images=list(subject.pixels[size]),
+            labels=labels,
+        )
+    ]
+    if subject.masks:
+        # Off the subject in a colour that photos seldom have, so that dark ones show it as well.
+        mask = subject.masks[size][..., None]
+        veiled = 0.35 * subject.pixels[size] + 0.65 * np.array([255.0, 0.0, 255.0])
+        shown = mask * subject.pixels[size] + (1 - mask) * veiled
+        found.append(
+            report.Gallery(
+                f"The masks{of}",
+                "What is veiled counts less in the loss (loss.outside_mask).",
+                images=list(np.rint(shown).astype(np.uint8)),
+                labels=labels,
+            )
+        )
+    return found
+
+
+def _class_images(found: ClassImages, *, alone: bool) -> report.Gallery:
+    """Some of the class images, with their captions where they have any."""
+    count = min(_SHOWN_CLASS_IMAGES, len(found))
+    if found.own is None:
+        whence = "drawn by the untouched model for prior preservation"
+        redone = f"; {found.redone} came out empty and were drawn again"
+    else:
+        whence, redone = "from the folder prior.images, for prior preservation", ""
+    captioned = set(found.row_prompts) != {found.class_prompt}
+    return report.Gallery(
+        "Class images" if alone else f"Class images, {found.class_noun}",
+        f"{found.class_prompt!r}, {whence}: {count} of {len(found)}{redone}.",
+        images=list(found.pixels[max(found.pixels)][:count]),
+        labels=found.row_prompts[:count] if captioned else (),
+    )
+
+
+def _listed(words: Iterable[str]) -> str:
+    """Each once, with commas between them."""
+    return ", ".join(dict.fromkeys(words))
 
 
 def _files(workdir: Workdir) -> list[tuple[str, str]]:

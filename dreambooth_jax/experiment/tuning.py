@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +14,16 @@ from ml_collections import ConfigDict
 from dreambooth_jax import adapt, checkpoint, generate, optim, sharding, train, tree
 from dreambooth_jax import config as configs
 from dreambooth_jax.data import images
-from dreambooth_jax.data.batches import Pictures, SubjectBatches, split_rows
-from dreambooth_jax.data.prior import Prior
+from dreambooth_jax.data.batches import (
+    Pictures,
+    StepTokens,
+    SubjectBatches,
+    split_rows,
+    weights_of,
+)
+from dreambooth_jax.data.class_images import ClassImages
 from dreambooth_jax.data.subject import Subject
-from dreambooth_jax.experiment import setup
+from dreambooth_jax.experiment import class_images, setup, subjects
 from dreambooth_jax.experiment.model import Model, compute_dtype
 from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.workdir import Workdir
@@ -29,8 +35,8 @@ def fine_tune(
     kind: str,
     config: ConfigDict,
     model: Model,
-    subject: Subject,
-    prior: Prior | None,
+    cast: Sequence[Subject],
+    classes: Sequence[ClassImages],
     painter: Painter,
     workdir: Workdir,
     stop: GracefulStop,
@@ -48,10 +54,11 @@ def fine_tune(
     sharding.check_rows(rows_at_once, model.mesh, key=f"batch_size of stage {kind!r}")
     text = painter.texts(model.weights)[kind]
     trainable, frozen, recipe = start(c, model.weights[kind], text, adapter)
-    learns_text = configs.learns_text(c)
-    tokens = stage.tokens(text.prompts, keep=subject.identifier) if learns_text else {}
-    rows = text.rows([subject.instance_prompt, subject.class_prompt])
-    source = batches(kind, c, model, subject, prior, rows=rows)
+    source = batches(kind, c, model, cast, classes, text=text)
+    tokens = None
+    if configs.learns_text(c):
+        every = stage.tokens(text.prompts, keep=painter.identifiers)
+        tokens = StepTokens(every, source.prompts, c.train.batch_size)
     run = train.compiled(
         trainable,
         frozen,
@@ -71,7 +78,9 @@ def fine_tune(
 
     saving = functools.partial(
         checkpoint.Checkpoints,
-        config=setup.settings_of_run(config, model, subject.audit),
+        config=setup.settings_of_run(
+            config, model, subjects.prints(cast) | class_images.prints(classes)
+        ),
         may_differ=[f"config.{key.removesuffix('.*')}" for key in configs.RESULT_FREE_KEYS],
     )
     checkpoints = saving(workdir.checkpoints(kind), max_to_keep=c.train.max_to_keep)
@@ -88,7 +97,8 @@ def fine_tune(
             checkpoint.check_space(workdir.root, to_come * checkpoint.estimate_bytes(run.state))
 
         def batch_at(step: int) -> Mapping[str, Any]:
-            return source.batch(step) | tokens
+            batch = source.batch(step)
+            return batch | (tokens.of(batch["prompt"]) if tokens else {})
 
         with workdir.timed(f"training {kind}"):
             state = train.fit(
@@ -169,36 +179,73 @@ def batches(
     kind: str,
     c: ConfigDict,
     model: Model,
-    subject: Subject,
-    prior: Prior | None,
+    cast: Sequence[Subject],
+    classes: Sequence[ClassImages],
     *,
-    rows: np.ndarray,
+    text: generate.Text,
 ) -> SubjectBatches:
     """The stage's source: photos and class images at its size; an upscaler's with low-res ones."""
-    stage = model.stages[kind]
-    low_size = model.stages["base"].size if kind == "upscaler" else None
-    low = None if low_size is None else images.to_float(subject.pixels[low_size])
-    sizes = subject.sizes(stage.size) if stage.family.sized else None
-    photos = Pictures(images.to_float(subject.pixels[stage.size]), low, sizes=sizes)
-    photos = photos.with_mirrored() if c.subject.flip else photos
-    class_pictures = None
+    photos = [encoded(photos_of(kind, c, model, each, text=text), model, kind) for each in cast]
+    pictures: list[Pictures] = []
+    turns: list[int] = []
     if c.prior_loss_weight > 0 and c.prior.kind == "prediction":
-        class_pictures = photos  # under the class prompt; what the base says of them is the target
-    if prior is not None:
-        made = prior.images if kind == "upscaler" or prior.low_res is None else prior.low_res
-        below = prior.low_res if kind == "upscaler" else None
-        low = None if below is None else images.to_float(below)
-        whole = np.tile(stage.whole, (len(made), 1)) if stage.family.sized else None
-        class_pictures = Pictures(images.to_float(made), low, sizes=whole)
+        # Photos under the class prompt; what the base says of them is the target.
+        for each, own in zip(cast, photos, strict=True):
+            rows = np.repeat(text.rows([each.class_prompt]), len(own.mean))
+            pictures.append(dataclasses.replace(own, prompt=rows, pixel_weights=None))
+        turns = [*range(len(cast))]
+    elif classes:
+        nouns = [each.class_noun for each in classes]
+        pictures = [
+            encoded(class_pictures(kind, model, x, text=text), model, kind) for x in classes
+        ]
+        turns = [nouns.index(each.class_noun) for each in cast]
     return SubjectBatches(
-        subject=encoded(photos, model, kind),
-        prior=None if class_pictures is None else encoded(class_pictures, model, kind),
+        subjects=photos,
+        classes=pictures,
+        turns=turns,
         batch_size=c.train.batch_size,
         prior_fraction=c.train.prior_fraction,
-        instance_row=int(rows[0]),
-        class_row=int(rows[1]),
         seed=c.seed,
     )
+
+
+def photos_of(
+    kind: str, c: ConfigDict, model: Model, subject: Subject, *, text: generate.Text
+) -> Pictures:
+    """A subject's photos as a stage trains on them, mirrored copies included."""
+    stage = model.stages[kind]
+    low = _low_res(kind, model, subject.pixels)
+    weights = None
+    if subject.masks:
+        masks, side = subject.masks[stage.size], stage.sample_shape[0]
+        weights = weights_of(masks, side=side, outside=c.loss.outside_mask)
+    photos = Pictures(
+        images.to_float(subject.pixels[stage.size]),
+        text.rows(subject.row_prompts),
+        low_res=low,
+        sizes=subject.sizes(stage.size) if stage.family.sized else None,
+        pixel_weights=weights,
+    )
+    return photos.with_mirrored() if c.subject.flip else photos
+
+
+def class_pictures(kind: str, model: Model, found: ClassImages, *, text: generate.Text) -> Pictures:
+    """Class images as a stage trains on them."""
+    stage = model.stages[kind]
+    return Pictures(
+        images.to_float(found.pixels[stage.size]),
+        text.rows(found.row_prompts),
+        low_res=_low_res(kind, model, found.pixels),
+        sizes=found.sizes(stage.size) if stage.family.sized else None,
+    )
+
+
+def _low_res(kind: str, model: Model, pixels: Mapping[int, np.ndarray]) -> np.ndarray | None:
+    """What an upscaler sees of these pictures."""
+    if kind != "upscaler":
+        return None
+    return images.to_float(pixels[model.stages["base"].size])
 
 
 def encoded(pictures: Pictures, model: Model, kind: str) -> Pictures:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from dreambooth_jax import __version__, pipeline, tree, weights
 from dreambooth_jax.pipeline import Stage
 
-_WORDS = "dreambooth.json"  # what the subject is called, beside model_index.json
+_WORDS = "dreambooth.json"  # what the subjects are called, beside model_index.json
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".msgpack")
 
 
@@ -81,7 +81,7 @@ def diffusers_folder(
     *,
     dtype: str,
     about: Mapping[str, Any],
-    words: Mapping[str, str] | None = None,
+    words: Sequence[Mapping[str, str]] = (),
     tuned: bool = True,
 ) -> Path:
     """Writes `folder` in the layout of the base model it came from, with these weights in `dtype`.
@@ -89,7 +89,7 @@ def diffusers_folder(
     Args:
       params: flat weights with all leaves of the stage.
       about: lines of the model card, name → value (base model, prompts, steps, …).
-      words: what the subject is called (`identifier`, `class_noun`), for `words_in`.
+      words: what each subject is called (`identifier`, `class_noun`), for `words_in`.
       tuned: whether the weights are not the base's own; a learned variance is then fixed.
 
     Raises:
@@ -118,7 +118,9 @@ def diffusers_folder(
             flat = tree.prefixed(params, component)
             weights.write(part / component, flat, dtype=dtype, stem=stem)
         if words:
-            (part / _WORDS).write_text(json.dumps(dict(words), ensure_ascii=False) + "\n")
+            first, *others = map(dict, words)
+            told = first | ({"others": others} if others else {})
+            (part / _WORDS).write_text(json.dumps(told, ensure_ascii=False) + "\n")
         (part / "README.md").write_text(_card(stage, about=about, fixed_variance=fixed))
         _verify(part, stage, params, dtype=dtype)
     except BaseException:
@@ -144,10 +146,13 @@ def _write_new_words(stage: Stage, encoder: str, folder: Path) -> None:
     _change(folder / encoder / "config.json", vocab_size=rows)
 
 
-def words_in(folder: Path) -> dict[str, str] | None:
-    """What an exported folder calls its subject (`identifier`, `class_noun`), if it says so."""
+def words_in(folder: Path) -> list[dict[str, str]]:
+    """What an exported folder calls its subjects (`identifier`, `class_noun`), if it says so."""
     file = folder / _WORDS
-    return json.loads(file.read_text()) if file.is_file() else None
+    if not file.is_file():
+        return []
+    first = json.loads(file.read_text())
+    return [first, *first.pop("others", [])]
 
 
 def _verify(folder: Path, stage: Stage, params: Mapping[str, Any], *, dtype: str) -> None:

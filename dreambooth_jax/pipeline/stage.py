@@ -148,7 +148,9 @@ class Stage:
     def _bind(self, params: Mapping[str, Array], part: str) -> Any:
         return self.networks[part].bind(tree.prefixed(params, part))
 
-    def tokens(self, prompts: Sequence[str], *, keep: str | None = None) -> dict[str, np.ndarray]:
+    def tokens(
+        self, prompts: Sequence[str], *, keep: str | Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
         """The prompts for every text encoder, by the names in `TOKENS`; see `Tokenizer.encode`."""
         named: dict[str, np.ndarray] = {}
         for part, tokenizer in self.tokenizers.items():

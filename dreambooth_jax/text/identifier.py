@@ -226,16 +226,21 @@ def choose(
     class_noun: str,
     seed: int,
     embeddings: np.ndarray | None = None,
+    taken: Sequence[str] = (),
 ) -> str:
     """The identifier to train: the best candidate for "auto", else `wanted`, checked, lower-cased.
 
-    Warnings of `check` go to the log. Raises ValueError as `check` does, or when none is found.
+    None of `taken`, the words of other subjects, is chosen, nor one that has one of them in it or
+    is in one. Warnings of `check` go to the log. Raises ValueError as `check` does, or when none is
+    found.
     """
     if wanted != AUTO:
         for problem in check(tokenizer, wanted, class_noun):
             logging.warning("identifier: %s Write 'auto' to have one chosen.", problem)
         return normalize(wanted)
-    found = find(tokenizer, class_noun=class_noun, seed=seed, embeddings=embeddings)
+    count = 8 * (1 + len(taken))
+    pool = find(tokenizer, class_noun=class_noun, seed=seed, count=count, embeddings=embeddings)
+    found = [c for c in pool if not any(c.text in word or word in c.text for word in taken)]
     if not found:
         raise ValueError(
             f"no rare token among ids {default_range(tokenizer)} of this vocabulary suits the "

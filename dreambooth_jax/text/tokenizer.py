@@ -5,7 +5,7 @@ import dataclasses
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,13 @@ class Tokenizer:
 
     hf: Any
     max_length: int = MAX_LENGTH
-    word: str = ""  # that is new tokens of its own (`with_word`)
-    new_ids: tuple[int, ...] = ()  # these tokens
+    # Words that are new tokens of their own (`with_word`), and these tokens.
+    words: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def new_ids(self) -> tuple[int, ...]:
+        """The new tokens of all words."""
+        return tuple(i for ids in self.words.values() for i in ids)
 
     def with_word(self, word: str, *, count: int) -> "Tokenizer":
         """The same tokenizer, to which `word` is `count` new tokens: "<zib>", "<zib>_1", ….
@@ -63,7 +68,7 @@ class Tokenizer:
         # The space before the word is the word's own: "a" keeps its ids, " dog" its own as well.
         made = hf.add_tokens([AddedToken(name, lstrip=True, normalized=False) for name in names])
         new_ids = tuple(hf.convert_tokens_to_ids(names))
-        extended = dataclasses.replace(self, hf=hf, word=word, new_ids=new_ids)
+        extended = dataclasses.replace(self, hf=hf, words={**self.words, word: new_ids})
         expected = (*self.ids("a"), *new_ids, *self.ids("dog"))
         if made != count or extended.ids(f"a {word} dog") != expected:
             raise ValueError(
@@ -74,18 +79,20 @@ class Tokenizer:
         return extended
 
     def _spelled(self, text: str) -> str:
-        """`text` normalized, with all new tokens of the word where it stands."""
+        """`text` normalized, with all new tokens of each word where it stands."""
         text = normalize(text)
-        if len(self.new_ids) < 2:
-            return text
-        names = [self.word, *(f"{self.word}_{i}" for i in range(1, len(self.new_ids)))]
-        return re.sub(rf"{re.escape(self.word)}(?!_\d)", " ".join(names), text)
+        for word, ids in self.words.items():
+            names = [word, *(f"{word}_{i}" for i in range(1, len(ids)))]
+            text = re.sub(rf"{re.escape(word)}(?!_\d)", " ".join(names), text)
+        return text
 
-    def encode(self, prompts: Sequence[str], *, keep: str | None = None) -> dict[str, np.ndarray]:
+    def encode(
+        self, prompts: Sequence[str], *, keep: str | Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
         """Token ids and attention mask of P prompts, int32 [P, L] each, with end mark and padding.
 
         Longer prompts are cut, with a warning in the log. Raises ValueError when the word `keep`
-        (the identifier) stands in a prompt and the cut takes it away.
+        (the identifier, or several) stands in a prompt and the cut takes it away.
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts is the text {prompts!r}; write a list: [{prompts!r}]")
@@ -94,13 +101,14 @@ class Tokenizer:
             length = self._length(text)
             if length <= self.max_length:
                 continue
-            if keep and (found := _word(keep).search(text)):
-                needed = self._length(text[: found.end()])
+            for word in (keep,) if isinstance(keep, str) else keep:
+                found = _word(word).search(text)
+                needed = self._length(text[: found.end()]) if found else 0
                 if needed > self.max_length:
                     raise ValueError(
                         f"the prompt {text!r} is {length} tokens long; {self.max_length} are kept, "
-                        f"and the identifier {keep!r} ends only at token {needed}, end mark "
-                        f"included. Move {keep!r} nearer to the beginning or shorten the prompt."
+                        f"and the identifier {word!r} ends only at token {needed}, end mark "
+                        f"included. Move {word!r} nearer to the beginning or shorten the prompt."
                     )
             logging.warning("prompt cut from %d to %d tokens: %r", length, self.max_length, text)
         shape = (len(texts), self.max_length)
