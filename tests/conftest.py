@@ -12,12 +12,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 _flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
-os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
+# LLVM's optimizer is what the tests would wait for: their programs run for milliseconds. XLA's own
+# rewriting and fusing of the program stays as users have it.
+_flags += " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = _flags.strip()
 # Adding [C] to [B, H, W, C] by accident is how a bias ends up on the wrong axis: write axes out.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # A second run finds its compiled programs here; `pytest --cache-clear` forgets them.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(REPOSITORY / ".pytest_cache" / "d" / "xla")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # Nothing is downloaded in a test; a hub id that slips in fails at once instead of after a time-out.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -33,6 +36,19 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("house")
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody asks
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Each worker takes a run of files, then half of what another one has left.
+
+    Tests of a file share fixtures and compiled programs, which only last within a process.
+    """
+    if config.getoption("dist") != "load":  # asked for on the command line
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Runs in this process, on 8 devices: one stage alone, odd photos, a full disk, false starts."""
+"""Runs in this process: one stage alone, odd photos, a full disk, false starts."""
 
 import logging
 import re
@@ -19,8 +19,6 @@ from dreambooth_jax import experiment
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.evaluate import scores
 from dreambooth_jax.experiment.workdir import Workdir
-
-MESH = {"mesh__data": 4, "mesh__fsdp": 2, "sharding__min_bytes": 0}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +74,7 @@ def test_odd_photos_no_class_images_scores_and_an_upscaler_left_as_it_is(
 ) -> None:
     judges.instead(monkeypatch)
     changed = {"subject__images": str(photos), "stages": ("base",), "prior_loss_weight": 0.0}
-    c = commands.config(stages, **MESH, **changed, evaluate__at_end=True)
+    c = commands.config(stages, **changed, evaluate__at_end=True)
     folder = tmp_path / "run"
     with caplog.at_level(logging.INFO, logger="absl"):
         commands.run_here(c, folder)
@@ -137,7 +135,7 @@ def test_a_base_alone_with_its_text_encoder_after_a_full_disk(
 ) -> None:
     alone = {"base": stages["base"], "upscaler": ""}
     changed = {"stages": ("base",), "train__text_encoder": True, "prior__num_images": 8}
-    c = commands.config(alone, **MESH, **changed)
+    c = commands.config(alone, **commands.MESH, **changed)
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         usage = SimpleNamespace(total=10**9, used=10**9 - 12_345, free=12_345)

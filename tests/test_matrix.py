@@ -7,7 +7,6 @@ cells run that every pair of choices occurs; `pytest -m matrix` runs all.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -137,14 +136,6 @@ def weights() -> dict[str, np.ndarray]:
     )
     shapes[TABLE] = (NEW + 1, WIDTH)
     return {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_half_the_time() -> Iterator[None]:
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def check(cell: Cell) -> None:

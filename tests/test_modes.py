@@ -164,12 +164,16 @@ def test_what_is_not_there_or_does_not_fit_is_refused(done, tmp_path):
         commands.here(sample, commands.config(swapped), folder)
 
 
-def test_the_command_line(done):
+def test_a_set_of_prompts_by_its_name_on_the_command_line(done):
     _, folder = done
     words = [f"--config=configs/of_run.py:{folder}", "--mode=sample"]
-    words += ["--config.sample.prompts=('a {class_noun} at noon',)", "--config.restore.base=4"]
+    words += ["--config.sample.prompts=colour", "--config.restore.base=4"]
     output = commands.run(words)
     assert f"Done. The pictures: {folder / 'samples' / 'base-000004'}" in output.replace("\n", " ")
+    made = Path(output.split("Done. The pictures: ")[1].splitlines()[0].strip())
+    prompts = [about["prompt"] for _, about in pictures(made).values() if "prompt" in about]
+    assert len(prompts) == 5
+    assert prompts[0].startswith("a red ") and prompts[0].endswith(" bird")
 
 
 def test_every_mode_is_one_of_the_experiment():
@@ -234,14 +238,3 @@ def test_identify_on_published_tokenizers(name, shared_data, tmp_path):
     words += " man new now old see two way who boy did its let put say she too use dad mom big red"
     common = set(words.split())
     assert not common & {found["text"] for found in listed}
-
-
-def test_a_set_of_prompts_is_drawn_by_its_name(done):
-    _, folder = done
-    words = [f"--config=configs/of_run.py:{folder}", "--mode=sample"]
-    words += ["--config.sample.prompts=colour", "--config.sample.num_images=1"]
-    output = commands.run(words)
-    made = Path(output.split("Done. The pictures: ")[1].splitlines()[0].strip())
-    prompts = [about["prompt"] for _, about in pictures(made).values() if "prompt" in about]
-    assert len(prompts) == 5
-    assert prompts[0].startswith("a red ") and prompts[0].endswith(" bird")

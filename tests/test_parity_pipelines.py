@@ -238,6 +238,11 @@ def test_the_main_command_on_their_cascade(written_by_them, tmp_path, monkeypatc
     c = commands.config(folders, subject__identifier="zib", train__num_steps=3)
     c.prior.num_images = c.upscaler.num_steps = 2
     c.train.sample_every = 0
+    asked = {"num_steps": 4, "guidance_scale": 3.0, "level": 250}
+    # As below: the same programs draw both.
+    c.sampler.num_steps = c.sampler.upscaler_num_steps = asked["num_steps"]
+    c.sampler.guidance_scale = c.sampler.upscaler_guidance_scale = asked["guidance_scale"]
+    c.upscaler.sample_aug_level = asked["level"]
     workdir = tmp_path / "run"
     commands.run_here(c, workdir)
     last = commands.weights(workdir / "export")
@@ -247,7 +252,6 @@ def test_the_main_command_on_their_cascade(written_by_them, tmp_path, monkeypatc
     again = commands.weights(workdir / "export")
     assert again.keys() == last.keys()
     assert all(np.array_equal(again[name], last[name]) for name in last)
-    asked = {"num_steps": 4, "guidance_scale": 3.0, "level": 250}
     for kind in KINDS:
         stage = pipeline.open_stage(str(workdir / "export" / kind), kind=kind)
         pipe = getattr(diffusers, CLASSES[kind]).from_pretrained(workdir / "export" / kind)

@@ -8,8 +8,6 @@ from pathlib import Path
 import commands
 import pytest
 
-MESH = {"mesh__data": 4, "mesh__fsdp": 2, "sharding__min_bytes": 0}
-
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], Path]:
@@ -29,7 +27,7 @@ def assert_same_losses(folder: Path, reference: Path, stage: str) -> None:
 
 def test_eight_devices(one_device: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
     stages, reference = one_device
-    commands.run_here(commands.config(stages, **MESH), tmp_path / "run")
+    commands.run_here(commands.config(stages, **commands.MESH), tmp_path / "run")
     for stage in stages:
         assert_same_losses(tmp_path / "run", reference, stage)
 
@@ -42,7 +40,7 @@ def test_two_processes(one_device: tuple[dict[str, Path], Path], tmp_path: Path)
         port = free.getsockname()[1]
     # The base alone: an upscaler is trained by the same code.
     alone = {"base": stages["base"], "upscaler": ""}
-    flags = commands.flags(alone, folder, stages=("base",), **MESH)
+    flags = commands.flags(alone, folder, stages=("base",), **commands.MESH)
     flags += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     # Process 1 would be killed before it wrote a file, but for its parts of the checkpoints.
     writes = rf"^(open {folder}/(?!checkpoints)\S+ \S*[wax+]|os\.rename {folder}/(?!checkpoints))"

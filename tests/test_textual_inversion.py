@@ -78,6 +78,7 @@ def test_the_whole_command(variant, vectors, tmp_path):
         subject__identifier="<zib>",
         adapt__num_vectors=vectors,
         sampler__name="ddim",
+        sampler__num_steps=3,
         prior__kind="prediction" if vectors == 3 else "images",
     )
     folder = tmp_path / "run"

@@ -1,7 +1,6 @@
 """The train step with real networks, of a single level: compiling is what takes the time here."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import cascades
 import jax
@@ -21,15 +20,6 @@ ONE_LEVEL = {
 CHOSEN = (("unet/(conv_in|time_embedding)/.*", False), ("unet/.*", True), (".*", False))
 TABLE = np.random.default_rng(2).normal(size=(2, 5, 32)).astype(np.float32)
 LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (4, 2)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_half_the_time() -> Iterator[None]:
-    """The arithmetic is the same; what LLVM would make faster runs for a few steps only."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import os
 import re
 import unicodedata
@@ -179,10 +180,8 @@ def load(folder: str | os.PathLike[str], *, max_length: int = MAX_LENGTH) -> Tok
             f"tokenizer folder {folder} holds {', '.join(sorted(names)) or 'no files'}; "
             f"expected {_wanted()}.{hint}"
         )
-    from transformers import AutoTokenizer  # seconds to import, so only where it is used
-
     try:
-        hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        hf = _class_named_in(folder).from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # it raises whatever its parsers raise
         raise ValueError(
             f"transformers cannot read the tokenizer in {folder}: {error}. Expected {_wanted()}, "
@@ -194,6 +193,20 @@ def load(folder: str | os.PathLike[str], *, max_length: int = MAX_LENGTH) -> Tok
             'add a line such as "pad_token": "<pad>" to its tokenizer_config.json'
         )
     return Tokenizer(hf, max_length)
+
+
+def _class_named_in(folder: Path) -> Any:
+    """The class of a folder's tokenizer; `transformers` takes seconds to import, so only here.
+
+    Asked by name it stays at that. `AutoTokenizer` would give the same class, but it imports the
+    whole of PyTorch first, where that is installed.
+    """
+    import transformers
+
+    named = json.loads((folder / "tokenizer_config.json").read_text()).get("tokenizer_class") or ""
+    if named.removesuffix("Fast") in ("T5Tokenizer", "CLIPTokenizer"):
+        return getattr(transformers, named.removesuffix("Fast"))
+    return transformers.AutoTokenizer
 
 
 def survives_cleaning(prompt: str, identifier: str) -> bool:
