@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from checkpoint_states import BIAS, CONFIG, KERNEL, bits, files, like, make_state, reader, saved
 
-from dreambooth_jax.checkpoint import CheckpointError, check_space, estimate_bytes
+from dreambooth_jax.checkpoint import CheckpointError, Checkpoints, check_space, estimate_bytes
 
 # ---- Round trips
 
@@ -200,6 +200,20 @@ def test_only_arrays_are_saved(tmp_path: Path) -> None:
         checkpoints.save(1, {"step": 1})
     with pytest.raises(ValueError, match=r"'a/b'"):
         checkpoints.save(1, {"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1)})
+
+
+def test_a_setting_that_is_newer_than_a_checkpoint_had_its_default(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, config={"config": {"a.b": 1}}) as old:
+        old.save(1, {"x": jnp.ones(2)})
+    defaults = {"config": {"a.b": 0, "a.new": "off"}}
+    for value in ("off", "on"):
+        config = {"config": {"a.b": 1, "a.new": value}}
+        with Checkpoints(tmp_path, config=config, defaults=defaults) as now:
+            if value == "off":
+                assert now.restore({"x": jnp.zeros(2)}) is not None
+            else:
+                with pytest.raises(CheckpointError, match=r'a\.new +"off" +→ "on"'):
+                    now.restore({"x": jnp.zeros(2)})
 
 
 # ---- Space and errors while writing

@@ -117,7 +117,12 @@ def test_a_stage_that_was_not_trained_keeps_its_learned_variance(
     stages, trained, tiny_cascade, tmp_path
 ):
     made = export.diffusers_folder(
-        stages["base"], trained["base"], tmp_path / "x", dtype="float32", about=ABOUT, tuned=False
+        stages["base"],
+        trained["base"],
+        tmp_path / "x",
+        dtype="float32",
+        about=ABOUT,
+        schedule=stages["base"].fine_tuned(learned_variance="trained").schedule,
     )
     name = "scheduler/scheduler_config.json"
     assert without_weights(made)[name] == without_weights(tiny_cascade["base"])[name]

@@ -59,6 +59,7 @@ def test_the_main_command(variant, tmp_path):
         **SHORT | (SPLIT if variant == "sd1" else {}),
         train__text_encoder=variant == "sdxl",
         optim__text_encoder_learning_rate=3e-4 if variant == "sdxl" else None,
+        loss__zero_terminal_snr=variant == "sd2",  # it says v
         subject__crops=2,
         subject__flip=True,
         export__single_file=True,
@@ -91,6 +92,11 @@ def test_the_main_command(variant, tmp_path):
     # PyTorch draws from the export what we draw.
     exported = tmp_path / "run" / "export"
     stage = pipeline.open_stage(str(exported), kind="base")
+    told = json.loads((exported / "scheduler" / "scheduler_config.json").read_text())
+    assert (stage.schedule.alphas_cumprod[-1] == 0) == (variant == "sd2")
+    assert (told.get("rescale_betas_zero_snr"), told["timestep_spacing"]) == (
+        (True, "trailing") if variant == "sd2" else (False, "leading")
+    )
     flat = pipeline.read_weights(stage)
     prompts = ["a zib bird", "a bird in the snow"]
     text = generate.encode(stage, flat, prompts, dtype=jnp.float32)
@@ -133,3 +139,25 @@ def test_a_resolution_that_the_levels_cannot_halve(resolution, message, tmp_path
     stage = pipeline.open_stage(str(model), kind="base", resolution=24)
     assert stage.sample_shape == (12, 12, 4)
     assert json.loads((model / "unet" / "config.json").read_text())["sample_size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"loss__zero_terminal_snr": True},
+            r"prediction_type is 'v_prediction' or 'sample'.*False",
+        ),
+        (
+            {"loss__learned_variance": "trained"},
+            r"no output for a variance.*learned_variance=fixed",
+        ),
+    ],
+)
+def test_what_a_model_cannot_be_trained_for_is_told_before_anything_is_read(
+    changed, message, tmp_path
+):
+    model = latents.make(tmp_path / "model", "sd1")
+    c = commands.config({"base": model, "upscaler": ""}, **SHORT, **changed)
+    with pytest.raises(ValueError, match=message):
+        commands.run_here(c, tmp_path / "run")

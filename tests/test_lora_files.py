@@ -22,6 +22,9 @@ CLASSES = {
 ATTENTION = config.base_config().adapt.targets
 _CONVOLUTIONS = r"conv1|conv2|conv_shortcut|net/0/proj|net/2"
 EVERY_UNET_KERNEL = rf"unet/.*(to_\w|to_out/0|proj_in|proj_out|{_CONVOLUTIONS})/kernel"
+# What kohya's trainer has names for: these, and of text encoders attention and the layers between.
+KOHYA_S = rf"{EVERY_UNET_KERNEL}|text_encoder/.*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)/kernel"
+EVERYTHING = ".*/kernel"  # samplers, time steps, first and last convolutions, too
 
 
 def trained(flat, *, targets, dora):
@@ -38,13 +41,13 @@ def trained(flat, *, targets, dora):
 @pytest.mark.parametrize(
     ("variant", "targets", "dora"),
     [
-        ("sd1", ATTENTION, False),
-        ("sd1", EVERY_UNET_KERNEL, False),
+        ("sd1", EVERYTHING, False),
+        ("sd1", KOHYA_S, False),
         ("sd1", f"unet/{ATTENTION}", True),
         ("sd2", ATTENTION, False),
         ("sdxl", ATTENTION, False),
     ],
-    ids=["sd1", "sd1-conv", "sd1-dora", "sd2", "sdxl"],
+    ids=["sd1-all", "sd1-conv", "sd1-dora", "sd2", "sdxl"],
 )
 def test_diffusers_loads_both_files_and_draws_the_same(variant, targets, dora, tmp_path):
     folder = latents.make(tmp_path / "model", variant)
@@ -53,6 +56,9 @@ def test_diffusers_loads_both_files_and_draws_the_same(variant, targets, dora, t
     factors = trained(flat, targets=targets, dora=dora)
     alpha = 1.5  # half the rank: a reader that misses it draws something else
     merged = lora.combine(flat, factors, alpha=alpha)
+    windows = {x.shape[:2] for path, x in factors.items() if x.ndim == 4}
+    assert windows == ({(1, 1), (3, 3)} if targets in (EVERYTHING, KOHYA_S) else set())
+    assert any(path.startswith("text_encoder") for path in factors) == (not dora)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     sampler = generate.Sampler(stage, generate.Settings("ddim", 3, 4.0), mesh=mesh)
 
@@ -68,7 +74,8 @@ def test_diffusers_loads_both_files_and_draws_the_same(variant, targets, dora, t
     named = [generate.rng.named(jax.random.key(seed), "sample/base") for seed in (1, 2)]
     noise = generate.sampler.first_noise(jnp.stack(named), stage.sample_shape)
     # Of kohya's lengths diffusers expects another shape than ComfyUI, which made them up.
-    for file in files[: 1 if dora else 2]:
+    # It also knows no kohya name of what kohya's trainer leaves alone.
+    for file in files[: 1 if dora or targets == EVERYTHING else 2]:
         pipe = getattr(diffusers, CLASSES[variant]).from_pretrained(folder)
         pipe.set_progress_bar_config(disable=True)
         pipe.load_lora_weights(tmp_path / "lora", weight_name=file.name)

@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "adapt": ("full", "lora", "textual_inversion", "pivotal"),
     "text": (False, True),
     "min_snr": (0.0, 5.0),
+    "variance": ("fixed", "trained"),
     "accumulate": (1, 2),
     "batch_size": (1, 2),
 }
@@ -71,10 +72,10 @@ def named(cell: Cell) -> str:
 
 
 def test_the_cells_that_run_by_default_cover_all_pairs_that_can_be():
-    assert len(CELLS) == 3 * 4 * 2**4
+    assert len(CELLS) == 3 * 4 * 2**5
     # By hand: 7 of 8 pairs of way to adapt and text encoder; of prior, accumulation and rows
-    # 3 · 2 with two rows and 1 with one; min-SNR goes with all.
-    assert len(POSSIBLE) == 7 * (3 * 2 + 1) * 2
+    # 3 · 2 with two rows and 1 with one; min-SNR and the learned variance go with all.
+    assert len(POSSIBLE) == 7 * (3 * 2 + 1) * 2 * 2
     found = set().union(*map(pairs, covering(POSSIBLE)))
     for (name, values), (other, more) in itertools.combinations(CHOICES.items(), 2):
         for pair in itertools.product(values, more):
@@ -101,7 +102,7 @@ def config_of(cell: Cell) -> configs.ConfigDict:
     c.train.text_encoder = cell["text"]
     c.train.num_steps = 2 * PIVOT
     c.train.accumulate, c.train.batch_size = cell["accumulate"], cell["batch_size"]
-    c.loss.min_snr_gamma = cell["min_snr"]
+    c.loss.min_snr_gamma, c.loss.learned_variance = cell["min_snr"], cell["variance"]
     c.optim.learning_rate = 0.02
     configs.validate(c)
     return c

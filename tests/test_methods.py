@@ -87,13 +87,17 @@ def test_lora_changes_attention_alone_and_its_files_say_how(dora, cascade, tmp_p
 
 
 def test_prior_by_prediction_with_full_fine_tuning(cascade, tmp_path):
-    run(cascade, tmp_path, prior__kind="prediction")
+    run(cascade, tmp_path, prior__kind="prediction", loss__learned_variance="trained")
     lines = commands.lines(tmp_path, "base")
     assert lines[0]["base/loss/prior"] < 1e-6
     assert lines[-1]["base/loss/prior"] > 1e-6
     assert {name.split("/")[0] for name in changed_leaves(cascade, tmp_path)} == {"unet"}
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["prior"]["kind"] == "prediction"
+    # The variance was trained, too, so the export samples with it.
+    scheduler = tmp_path / "export" / "scheduler" / "scheduler_config.json"
+    assert json.loads(scheduler.read_text())["variance_type"] == "learned_range"
+    assert "variance_type" not in (tmp_path / "export" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["adamw8bit", "schedule_free_adamw"])

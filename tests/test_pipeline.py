@@ -183,6 +183,7 @@ def test_a_learned_variance_gives_way_once_the_network_was_trained(stages):
     assert tuned.schedule.sample_max_value == stage.schedule.sample_max_value == 1.5
     assert tuned.unet is stage.unet and stage.schedule.variance_type == "learned_range"
     assert tuned.fine_tuned() is tuned
+    assert stage.fine_tuned(learned_variance="trained").schedule.variance_type == "learned_range"
 
 
 # What is refused.

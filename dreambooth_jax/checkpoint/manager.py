@@ -40,6 +40,7 @@ class Checkpoints:
         With None all are kept, and steps that are missing may be filled in.
       may_differ: patterns of dotted keys of `config` that may change between runs: "train.num_*";
         "log" covers all keys below it.
+      defaults: settings, nested as `config`, of checkpoints that do not tell theirs, being older.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class Checkpoints:
         config: Mapping[str, Any],
         max_to_keep: int | None = 2,
         may_differ: Sequence[str] = (),
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         if max_to_keep is not None and max_to_keep < 1:
             raise ValueError(f"max_to_keep is {max_to_keep}; keep at least 1, better 2")
         path = str(folder)
         self.folder = epath.Path(path if "://" in path else os.path.abspath(path))
         self._config = manifest.flat_config(config)
+        self._defaults = manifest.flat_config(defaults or {})
         self._max_to_keep = max_to_keep
         self._may_differ = tuple(may_differ)
         self._refused: dict[int, str] = {}
@@ -204,7 +207,8 @@ class Checkpoints:
         what = f"checkpoint {self.folder / str(step)}"
         with agreement():
             saved = manifest.read(self._manifest_file(step), step)
-        manifest.check_config(saved["config"], self._config, may_differ=self._may_differ, what=what)
+        settings = {**self._defaults, **saved["config"]}
+        manifest.check_config(settings, self._config, may_differ=self._may_differ, what=what)
         leaves = saved["leaves"]
         if partial:
             leaves = {name: leaf for name, leaf in leaves.items() if name in wanted}

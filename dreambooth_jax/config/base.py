@@ -112,6 +112,9 @@ def base_config() -> ConfigDict:
     c.loss.last_step = 999  # … to this one, both included
     c.loss.offset_noise = 0.0  # standard deviation of noise that a whole channel shares; 0 is off
     c.loss.outside_mask = 0.1  # weight of a pixel off the subject, where subject.masks are used
+    c.loss.zero_terminal_snr = False  # the schedule is made to end in pure noise (Lin et al. 2023)
+    # A model's own output for the variance of a step: "fixed" does without, "trained" learns it
+    c.loss.learned_variance = "fixed"  # by the bound of Nichol & Dhariwal 2021
     c.loss.min_snr_gamma = 0.0  # γ of min-SNR weighting (Hang et al. 2023 use 5); 0 is off
 
     c.sampler = ConfigDict()
@@ -190,6 +193,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prior.kind": ("images", "prediction"),
     "adapt.name": tuple(ADAPTERS),
     "adapt.then": tuple(THEN),
+    "loss.learned_variance": ("fixed", "trained"),
     "optim.name": tuple(OPTIMIZERS),
     "optim.schedule": tuple(LR_SCHEDULES),
     "sampler.name": tuple(SAMPLERS),
@@ -309,6 +313,8 @@ RESTORE_KEYS = (
     "train.text_encoder",
     "train.ema_decay",
     "optim.name",
+    "loss.learned_variance",
+    "loss.zero_terminal_snr",
 )
 
 

@@ -25,6 +25,13 @@ def min_snr_weight(schedule: Schedule, t: Array, gamma: float) -> Array:
     return jnp.minimum(snr, gamma) / jnp.maximum(divisors[schedule.prediction_type], 1e-20)
 
 
+def picture_mean(error: Array, pixel_weights: Array | None = None) -> Array:
+    """The mean over each picture `[B,...] -> [B]`, weighted where there are weights `[B,H,W,1]`."""
+    if pixel_weights is not None:
+        error = error * (pixel_weights / pixel_weights.mean((1, 2, 3), keepdims=True))
+    return error.mean(tuple(range(1, error.ndim)))
+
+
 def denoising(
     schedule: Schedule,
     output: Array,
@@ -38,17 +45,14 @@ def denoising(
 ) -> Array:
     """Mean squared error of the network's output per example: `[B,H,W,C or 2C] -> [B]`, float32.
 
-    Channels after the first C are a learned variance; they are left alone here. γ = 0 means no
+    Channels after the first C are a learned variance: see `variance.bound`. γ = 0 means no
     weighting. target `[B,H,W,C]`: what the output is to be, instead of what x0 and noise make it.
     pixel_weights `[B,H,W,1]`, not negative: the mean over a picture is weighted by them,
     Σ w·e / Σ w, so that only their ratios count; no picture may have zeros alone.
     """
     output = output[..., : x0.shape[-1]].astype(jnp.float32)
     wanted = process.target(schedule, x0, noise, t) if target is None else target
-    error = jnp.square(output - wanted)
-    if pixel_weights is not None:
-        error = error * (pixel_weights / pixel_weights.mean((1, 2, 3), keepdims=True))
-    per_example = error.mean(tuple(range(1, error.ndim)))
+    per_example = picture_mean(jnp.square(output - wanted), pixel_weights)
     if not min_snr_gamma:
         return per_example
     return per_example * min_snr_weight(schedule, t, min_snr_gamma)

@@ -87,6 +87,24 @@ class Schedule:
         ratio = self.alphas_cumprod / np.maximum(1 - self.alphas_cumprod, 1e-20)
         return jnp.asarray(ratio.astype(np.float32))[t]
 
+    def zero_terminal_snr(self) -> "Schedule":
+        """The same, moved and scaled to end in pure noise, where its samplers start ("trailing").
+
+        Lin et al. 2023 (arXiv:2305.08891), algorithm 1 and section 3.3.
+
+        Raises:
+          ValueError: the network says epsilon, which says nothing about x0 in pure noise.
+        """
+        if self.prediction_type == "epsilon":
+            raise ValueError(
+                "loss.zero_terminal_snr = True needs a model whose prediction_type is "
+                "'v_prediction' or 'sample'; this one's is 'epsilon', which says nothing about x0 "
+                "in pure noise. Write --config.loss.zero_terminal_snr=False."
+            )
+        whole = self.alphas_cumprod
+        ending = whole if whole[-1] == 0 else _zero_terminal_snr(whole)
+        return dataclasses.replace(self, alphas_cumprod=ending, timestep_spacing="trailing")
+
     def times(self, num_steps: int) -> np.ndarray:
         """The time steps a sampler visits, int32 `[S+1]`, falling, ending in -1 (clean).
 
@@ -111,9 +129,9 @@ class Schedule:
         return np.append(times, -1).astype(np.int32)
 
 
-def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """alphas_cumprod moved and scaled to end in pure noise (Lin et al. 2023, algorithm 1)."""
-    root = np.sqrt(np.cumprod(1 - betas))
+def _zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
+    """The same moved and scaled to end in pure noise (Lin et al. 2023, algorithm 1)."""
+    root = np.sqrt(alphas_cumprod)
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
@@ -150,7 +168,8 @@ def from_config(raw: Mapping[str, Any]) -> Schedule:
         make = BETAS[raw.get("beta_schedule", "linear")]
         betas = make(count, raw.get("beta_start", 1e-4), raw.get("beta_end", 0.02))
     zero = raw.get("rescale_betas_zero_snr", False)
-    alphas_cumprod = _zero_terminal_snr(betas) if zero else np.cumprod(1 - betas)
+    alphas_cumprod = np.cumprod(1 - betas)
+    alphas_cumprod = _zero_terminal_snr(alphas_cumprod) if zero else alphas_cumprod
     if alphas_cumprod[-1] <= 0 and raw.get("prediction_type", "epsilon") == "epsilon":
         raise ValueError(
             "scheduler_config.json: rescale_betas_zero_snr with prediction_type 'epsilon' cannot "

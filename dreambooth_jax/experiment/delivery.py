@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from dreambooth_jax import adapt, export, sharding, train, tree
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment import summary
-from dreambooth_jax.experiment.model import Model
+from dreambooth_jax.experiment.model import Model, as_tuned
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.signals import GracefulStop
 
@@ -59,8 +59,9 @@ def deliver(
         host = {path: sharding.fetch(leaf) for path, leaf in model.weights[kind].items()}
         if jax.process_index() == 0:
             about = summary.model_card(config, words, kind, steps.get(kind, 0))
+            stage = model.stages[kind]
             folder = export.diffusers_folder(
-                model.stages[kind],
+                stage,
                 host,
                 workdir.export / kind if len(model.kinds) > 1 else workdir.export,
                 dtype=config.export.dtype,
@@ -69,7 +70,7 @@ def deliver(
                     {"identifier": _in_full(config, each), "class_noun": each.class_noun}
                     for each in words
                 ],
-                tuned=kind in steps,
+                schedule=(as_tuned(config, stage) if kind in steps else stage).schedule,
             )
             if adapt.makes_factors(config.adapt) and kind in model.trained:
                 trained = {p: sharding.fetch(x) for p, x in model.trained[kind].items()}

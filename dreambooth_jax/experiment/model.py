@@ -45,3 +45,15 @@ class Model:
 def compute_dtype(config: ConfigDict) -> Any:
     """The dtype in which networks compute."""
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
+
+
+def as_tuned(config: ConfigDict, stage: Stage) -> Stage:
+    """A stage as the run's settings train it, and as it samples from then on.
+
+    Raises:
+      ValueError: the model cannot be trained so.
+    """
+    return stage.fine_tuned(
+        learned_variance=config.loss.learned_variance,
+        zero_terminal_snr=config.loss.zero_terminal_snr,
+    )

@@ -104,6 +104,7 @@ def _trained(
     ]
     reading = functools.partial(
         checkpoint.Checkpoints,
+        defaults={"config": configs.flatten(configs.base_config())},
         config=setup.settings_of_run(config, model, {}),
         may_differ=[*setup.OF_FILES, *(f"config.{key}" for key in free)],
     )

@@ -18,7 +18,7 @@ from dreambooth_jax import config as configs
 from dreambooth_jax import generate, report, rng, sharding, tree
 from dreambooth_jax.data.prompts import expanded, mentions
 from dreambooth_jax.data.subject import Words
-from dreambooth_jax.experiment.model import Model, compute_dtype
+from dreambooth_jax.experiment.model import Model, as_tuned, compute_dtype
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.pipeline import Stage
 
@@ -54,7 +54,7 @@ class Painter:
         asked = [*grid_of(config, words), *judged_of(config, words)]
         self.prompts = tuple(dict.fromkeys(prompt for _, prompt, _ in asked))
         self.settings = {kind: _settings(config, kind) for kind in model.kinds}
-        self._tuned = {kind: stage.fine_tuned() for kind, stage in model.stages.items()}
+        self._tuned = {kind: as_tuned(config, model.stages[kind]) for kind in config.stages}
         self._samplers: dict[Stage, generate.Sampler] = {}
         self._texts = None if configs.learns_text(config) else self._encoded(model.weights)
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
 from dreambooth_jax import pipeline, sharding, tree
-from dreambooth_jax.experiment.model import Model
+from dreambooth_jax.experiment.model import Model, as_tuned
 from dreambooth_jax.pipeline import Stage
 
 
@@ -44,6 +44,8 @@ def open_stages(config: ConfigDict) -> dict[str, Stage]:
             raise ValueError(
                 f"upscaler_model makes {large} pixels from the base's {small}: it must make more."
             )
+    for kind in config.stages:
+        as_tuned(config, stages[kind])  # raises where a stage cannot be trained as asked
     return stages
 
 

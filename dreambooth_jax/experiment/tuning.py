@@ -24,7 +24,7 @@ from dreambooth_jax.data.batches import (
 from dreambooth_jax.data.class_images import ClassImages
 from dreambooth_jax.data.subject import Subject
 from dreambooth_jax.experiment import class_images, setup, subjects
-from dreambooth_jax.experiment.model import Model, compute_dtype
+from dreambooth_jax.experiment.model import Model, as_tuned, compute_dtype
 from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.pipeline import Stage
@@ -62,7 +62,7 @@ def fine_tune(
     run = train.compiled(
         trainable,
         frozen,
-        stage=stage,
+        stage=as_tuned(config, stage),
         recipe=recipe,
         adapter=adapter,
         tx=optim.make(c.optim, num_steps=c.train.num_steps, phases=recipe.phases),
@@ -78,6 +78,7 @@ def fine_tune(
 
     saving = functools.partial(
         checkpoint.Checkpoints,
+        defaults={"config": configs.flatten(configs.base_config())},
         config=setup.settings_of_run(
             config, model, subjects.prints(cast) | class_images.prints(classes)
         ),
@@ -166,6 +167,7 @@ def start(
         offset_noise=c.loss.offset_noise,
         prior_by_prediction=by_prediction,
         phases=phases,
+        learned_variance=c.loss.learned_variance == "trained",
     )
     return trainable, frozen, recipe
 

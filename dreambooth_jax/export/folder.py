@@ -1,5 +1,6 @@
 """What a run hands over: an ordinary diffusers folder per stage, checked by reading it back."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,9 +10,20 @@ from typing import Any
 import numpy as np
 
 from dreambooth_jax import __version__, pipeline, tree, weights
+from dreambooth_jax.diffusion import schedule as schedules
+from dreambooth_jax.diffusion.schedule import Schedule
 from dreambooth_jax.pipeline import Stage
 
 _WORDS = "dreambooth.json"  # what the subjects are called, beside model_index.json
+# Schedulers of diffusers that know rescale_betas_zero_snr; the first one stands in for others.
+_READ_ZERO_SNR = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".msgpack")
 
 
@@ -49,22 +61,34 @@ def _change(file: Path, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values, indent=2) + "\n")
 
 
-def _fix_variance(file: Path) -> bool:
-    """Does to the file what `Stage.fine_tuned` does to the stage; whether there was need."""
-    if json.loads(file.read_text()).get("variance_type") != "learned_range":
-        return False
-    _change(file, variance_type="fixed_small")
-    return True
+def _write_schedule(folder: Path, schedule: Schedule) -> list[str]:
+    """Makes the scheduler's file say what `schedule` is; returns what was changed, for the card."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    raw = json.loads(file.read_text())
+    before = schedules.from_config(raw)
+    told = []
+    if before.variance_type != schedule.variance_type:
+        _change(file, variance_type=schedule.variance_type)
+        if before.variance_type == "learned_range":
+            told.append(
+                "The base model learned the variance of its sampling steps too. Fine-tuning leaves "
+                "that output alone, so it no longer fits: the scheduler's `variance_type` is "
+                f"`{schedule.variance_type}` here."
+            )
+    if before.timestep_spacing != schedule.timestep_spacing:
+        _change(file, timestep_spacing=schedule.timestep_spacing)
+    if not np.array_equal(before.alphas_cumprod, schedule.alphas_cumprod):
+        _change(file, rescale_betas_zero_snr=True, clip_sample=schedule.clip_sample)
+        told.append("It was trained on a schedule that ends in pure noise (Lin et al. 2023).")
+        if raw.get("_class_name") not in _READ_ZERO_SNR:
+            _change(file, _class_name=_READ_ZERO_SNR[0])
+            _change(folder / "model_index.json", scheduler=["diffusers", _READ_ZERO_SNR[0]])
+    return told
 
 
-def _card(stage: Stage, *, about: Mapping[str, Any], fixed_variance: bool) -> str:
+def _card(stage: Stage, *, about: Mapping[str, Any], told: Sequence[str]) -> str:
     lines = "\n".join(f"- {name}: {value}" for name, value in about.items())
-    if fixed_variance:
-        lines += (
-            "\n\nThe base model learned the variance of its sampling steps too. Fine-tuning leaves "
-            "that output alone, so it no longer fits: the scheduler's `variance_type` is "
-            "`fixed_small` here."
-        )
+    lines += "".join(f"\n\n{sentence}" for sentence in told)
     library = next(name for name, family in pipeline.FAMILIES.items() if family is stage.family)
     return (
         f"---\nlibrary_name: diffusers\ntags: [text-to-image, dreambooth, {stage.kind}]\n---\n\n"
@@ -82,7 +106,7 @@ def diffusers_folder(
     dtype: str,
     about: Mapping[str, Any],
     words: Sequence[Mapping[str, str]] = (),
-    tuned: bool = True,
+    schedule: Schedule | None = None,
 ) -> Path:
     """Writes `folder` in the layout of the base model it came from, with these weights in `dtype`.
 
@@ -90,7 +114,8 @@ def diffusers_folder(
       params: flat weights with all leaves of the stage.
       about: lines of the model card, name → value (base model, prompts, steps, …).
       words: what each subject is called (`identifier`, `class_noun`), for `words_in`.
-      tuned: whether the weights are not the base's own; a learned variance is then fixed.
+      schedule: by which these weights are sampled; None is that of a plain fine-tuning, in which a
+        learned variance is fixed.
 
     Raises:
       ValueError: a weight does not fit the dtype, or the folder read back is not what was written,
@@ -113,16 +138,17 @@ def diffusers_folder(
             _change(part / encoder / "config.json", dtype="float32")
             if tokenizer.new_ids:
                 _write_new_words(stage, encoder, part)
-        fixed = tuned and _fix_variance(part / "scheduler" / "scheduler_config.json")
+        schedule = stage.fine_tuned().schedule if schedule is None else schedule
+        told = _write_schedule(part, schedule)
         for component, stem in stage.components.items():
             flat = tree.prefixed(params, component)
             weights.write(part / component, flat, dtype=dtype, stem=stem)
         if words:
             first, *others = map(dict, words)
-            told = first | ({"others": others} if others else {})
-            (part / _WORDS).write_text(json.dumps(told, ensure_ascii=False) + "\n")
-        (part / "README.md").write_text(_card(stage, about=about, fixed_variance=fixed))
-        _verify(part, stage, params, dtype=dtype)
+            called = first | ({"others": others} if others else {})
+            (part / _WORDS).write_text(json.dumps(called, ensure_ascii=False) + "\n")
+        (part / "README.md").write_text(_card(stage, about=about, told=told))
+        _verify(part, stage, params, dtype=dtype, schedule=schedule)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -155,9 +181,14 @@ def words_in(folder: Path) -> list[dict[str, str]]:
     return [first, *first.pop("others", [])]
 
 
-def _verify(folder: Path, stage: Stage, params: Mapping[str, Any], *, dtype: str) -> None:
+def _verify(
+    folder: Path, stage: Stage, params: Mapping[str, Any], *, dtype: str, schedule: Schedule
+) -> None:
     """Reads the folder as a stranger would and compares every number with what was to be there."""
     again = pipeline.open_stage(str(folder), kind=stage.kind)
+    for field in dataclasses.fields(Schedule):
+        if not np.array_equal(getattr(again.schedule, field.name), getattr(schedule, field.name)):
+            raise ValueError(f"{folder}: the scheduler's {field.name} is not that of the training.")
     found = pipeline.read_weights(again)
     for path, value in params.items():
         expected = weights.rounded(np.asarray(value), dtype)

@@ -134,16 +134,36 @@ class Stage:
         """
         return np.array([self.size, self.size, 0, 0, self.size, self.size], np.float32)
 
-    def fine_tuned(self) -> "Stage":
-        """The same stage as it samples once its network was trained further.
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network also says the variance of its sampling steps, of pixels."""
+        said = self.unet.abstract["conv_out/kernel"].shape[-1]
+        return self.latents is None and said == 2 * self.channels
 
-        The loss leaves a learned variance alone while the layers below it change, so a fixed one
-        takes its place, as in diffusers' recipe for DeepFloyd IF.
+    def fine_tuned(
+        self, *, learned_variance: str = "fixed", zero_terminal_snr: bool = False
+    ) -> "Stage":
+        """The same stage as its network is trained further, and samples from then on.
+
+        learned_variance: "fixed": the loss leaves it alone while the layers below it change, so a
+        fixed one takes its place, as in diffusers' recipe for DeepFloyd IF; "trained": it learns.
+
+        Raises:
+          ValueError: the network says no variance that could be trained, or epsilon with
+            `zero_terminal_snr`.
         """
-        if self.schedule.variance_type != "learned_range":
-            return self
-        fixed = dataclasses.replace(self.schedule, variance_type="fixed_small")
-        return dataclasses.replace(self, schedule=fixed)
+        schedule = self.schedule.zero_terminal_snr() if zero_terminal_snr else self.schedule
+        if learned_variance == "trained":
+            if not self.learns_variance:
+                raise ValueError(
+                    f"loss.learned_variance = 'trained': the {self.kind} stage {self.folder} has "
+                    "no output for a variance, twice as many channels as its pictures. Write "
+                    "--config.loss.learned_variance=fixed."
+                )
+            schedule = dataclasses.replace(schedule, variance_type="learned_range")
+        elif schedule.variance_type == "learned_range":
+            schedule = dataclasses.replace(schedule, variance_type="fixed_small")
+        return self if schedule is self.schedule else dataclasses.replace(self, schedule=schedule)
 
     def _bind(self, params: Mapping[str, Array], part: str) -> Any:
         return self.networks[part].bind(tree.prefixed(params, part))

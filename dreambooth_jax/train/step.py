@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from dreambooth_jax import optim, rng, sharding, tree
 from dreambooth_jax.adapt import Adapter
-from dreambooth_jax.diffusion import loss, process
+from dreambooth_jax.diffusion import loss, process, variance
 from dreambooth_jax.pipeline import TOKENS, Stage
 
 Array = jax.Array
@@ -50,7 +50,7 @@ class Recipe:
     `aug_levels` are the first and last level of the noise on the low-res input, as time steps,
     `time_steps` those that x0 is noised to. With `prior_by_prediction` a class row's target is what
     the untouched model says (`frozen["before"]`), not its picture. `phases` tell which leaves are
-    trained when; the optimizer knows the same ones.
+    trained when; the optimizer knows the same ones. `learned_variance` adds the variational bound.
     """
 
     seed: int
@@ -64,6 +64,7 @@ class Recipe:
     offset_noise: float = 0.0
     prior_by_prediction: bool = False
     phases: tuple[optim.Phase, ...] = ()
+    learned_variance: bool = False
     remat: bool = False
 
 
@@ -124,14 +125,15 @@ def loss_fn(
 
     at = rows["token_row"] if "token_row" in rows else rows["prompt"]
     output = predict(params, table, at, recipe.remat)
-    target = None
+    target = said = None
     if recipe.prior_by_prediction:
         before = jax.tree.map(lambda x: x.astype(recipe.dtype), frozen["table"])
         untouched = {**frozen["weights"], **frozen.get("before", {})}
         said = predict(untouched, before, rows["prompt"], False)
-        said = jax.lax.stop_gradient(said[..., : xt.shape[-1]])
+        said = jax.lax.stop_gradient(said)
         plain = process.target(stage.schedule, rows["x0"], rows["noise"], rows["t"])
-        target = jnp.where(rows["is_prior"][:, None, None, None], said, plain)
+        is_prior = rows["is_prior"][:, None, None, None]
+        target = jnp.where(is_prior, said[..., : xt.shape[-1]], plain)
     per_example = loss.denoising(
         stage.schedule,
         output,
@@ -142,6 +144,17 @@ def loss_fn(
         target=target,
         pixel_weights=rows.get("pixel_weights"),
     )
+    if recipe.learned_variance:
+        per_example += variance.bound(
+            stage.schedule,
+            output,
+            x0=rows["x0"],
+            xt=xt,
+            t=rows["t"],
+            before=said,
+            is_prior=rows["is_prior"],
+            pixel_weights=rows.get("pixel_weights"),
+        )
     return loss.with_prior(per_example, rows["weights"])
 
 
