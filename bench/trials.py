@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))  # script
 from composites import subject_photos
 from nouns import HELD_OUT, PLACES
 
-from dreambooth_jax import experiment
+from dreambooth_jax import experiment, main
+from dreambooth_jax.data import images
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "imagen_like.py"
 CLASS_TEMPLATES = ("{class_prompt}", "{class_prompt} in the desert", "{class_prompt} at night")
@@ -42,6 +43,18 @@ class Trial:
                 prompt = json.loads(image.info["dreambooth_jax"])["prompt"]
                 found.setdefault(prompt, []).append(np.asarray(image.convert("RGB")))
         return {prompt: np.stack(pictures) for prompt, pictures in found.items()}
+
+    @property
+    def identifier(self) -> str:
+        """The subject's word."""
+        about = json.loads((self.folder / "export" / "dreambooth.json").read_text())
+        return about["identifier"].split()[0]
+
+    def photos(self) -> np.ndarray:
+        """The photos as the model sees them, uint8 `[N,H,W,3]`."""
+        files = sorted(Path(self.config.subject.images).glob("*.png"))
+        size = next(iter(self.pictures("after").values())).shape[1]
+        return np.stack([images.cover(images.read(file), size) for file in files])
 
     @property
     def seconds(self) -> float:
@@ -100,5 +113,6 @@ def settings(cache: Path, subject: str, /, **changed: Any) -> ConfigDict:
 
 def run(config: ConfigDict, folder: Path) -> Trial:
     """Runs the trial, or takes it as it is when it is finished."""
+    main.use_compile_cache("")
     experiment.run(config, folder)
     return Trial(folder, config)
