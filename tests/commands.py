@@ -50,6 +50,7 @@ _SHORT = {
     "train.batch_size": 8,
     "train.checkpoint_every": 2,
     "train.sample_every": 3,
+    "train.held_out_every": 0,
     "upscaler.num_steps": STEPS["upscaler"],
     "upscaler.batch_size": 8,
     "export.dtype": "float32",  # so that equal exports are equal weights

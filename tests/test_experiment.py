@@ -1,5 +1,6 @@
 """Runs in this process: one stage alone, odd photos, a full disk, false starts."""
 
+import json
 import logging
 import re
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import experiment
+from dreambooth_jax import experiment, metrics
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.evaluate import scores
 from dreambooth_jax.experiment.workdir import Workdir
@@ -74,6 +75,7 @@ def test_odd_photos_no_class_images_scores_and_an_upscaler_left_as_it_is(
 ) -> None:
     judges.instead(monkeypatch)
     changed = {"subject__images": str(photos), "stages": ("base",), "prior_loss_weight": 0.0}
+    changed |= {"subject__held_out": 1, "train__held_out_every": 3, "train__keep_weights_every": 3}
     c = commands.config(stages, **changed, evaluate__at_end=True)
     folder = tmp_path / "run"
     with caplog.at_level(logging.INFO, logger="absl"):
@@ -116,6 +118,20 @@ def test_odd_photos_no_class_images_scores_and_an_upscaler_left_as_it_is(
     page = (folder / "report.html").read_text()
     assert ">Scores<" in page and ">Drift of the class<" in page
     assert f"{same.value:.3f}" in page
+
+    # Which step to take: of those whose pictures were judged, by the numbers of the same judge.
+    advice = json.loads((folder / "advice.json").read_text())["base"]
+    told = {step["step"]: step for step in advice["steps"]}
+    assert [*told] == [0, 3, 6]
+    assert told[6]["moved"] == pytest.approx(1 - same.value)
+    assert told[6]["similarity"] == pytest.approx(found["subject_similarity", "tuned"].value)
+    assert told[0]["moved"] is None and told[3]["on_disk"] and told[6]["on_disk"]
+    gains = {n: told[n]["similarity"] - told[n]["moved"] for n in (3, 6)}
+    assert advice["step"] == max(gains, key=gains.__getitem__)
+    assert f"--config.restore.base={advice['step']}" in page and ">Which step, base<" in page
+    looks = [x for x in metrics.read(folder / "metrics.jsonl") if "base/held_out/subject" in x]
+    assert [line["step"] for line in looks] == [0, 3, 6]
+    assert told[3]["held_out"] == looks[1]["base/held_out/subject"]
 
     assert not (folder / "prior").exists()
     assert all(line["base/loss/prior"] == 0 for line in commands.lines(folder, "base"))

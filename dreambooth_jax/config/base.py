@@ -42,6 +42,7 @@ def base_config() -> ConfigDict:
     c.subject.captions = "prompt"  # "prompt": "a zib bird" for all; "files": NAME.txt beside each
     c.subject.masks = "none"  # "files": NAME.mask.png, white is the subject; "alpha": photo's own
     c.subject.strict = False  # an unusable file stops the run instead of being left out
+    c.subject.held_out = 0  # photos, last by name, that are not trained on: the held-out loss's
     c.subject.crops = 1  # crops per photo; 1 is the centre
     c.subject.flip = False  # mirrored copies too; never for writing or one-sided things
 
@@ -64,6 +65,7 @@ def base_config() -> ConfigDict:
     c.train.ema_decay = 0.0  # per optimizer step, of the averaged weights that are kept; 0 is off
     c.train.max_bad_steps = 5  # non-finite steps in a row (each is skipped) before the run stops
     c.train.log_every = 10  # optimizer steps between two lines of metrics.jsonl
+    c.train.held_out_every = 200  # optimizer steps between two looks at the held-out loss; 0: none
     c.train.sample_every = 0  # optimizer steps between prompt grids; 0: only before and after
     c.train.checkpoint_every = 200  # optimizer steps between checkpoints; the last is always kept
     c.train.max_to_keep = 2  # checkpoints of a stage that stay on disk
@@ -243,6 +245,8 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "prior_loss_weight",
         "prior.num_images",
         "train.sample_every",
+        "train.held_out_every",
+        "subject.held_out",
         "train.keep_weights_every",
         "optim.warmup_steps",
         "optim.eps",
@@ -290,6 +294,7 @@ RESULT_FREE_KEYS = (
     "train.max_bad_steps",
     "train.log_every",
     "train.sample_every",
+    "train.held_out_every",
     "train.checkpoint_every",
     "train.max_to_keep",
     "train.keep_weights_every",

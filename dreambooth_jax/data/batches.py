@@ -26,6 +26,22 @@ class Pictures:
     sizes: np.ndarray | None = None
     pixel_weights: np.ndarray | None = None
 
+    def take(self, rows: Sequence[int]) -> "Pictures":
+        """These rows alone, in this order."""
+        at = np.array(rows, np.int64)
+
+        def of(x: np.ndarray | None) -> np.ndarray | None:
+            return None if x is None else x[at]
+
+        return Pictures(
+            self.mean[at],
+            self.prompt[at],
+            low_res=of(self.low_res),
+            std=of(self.std),
+            sizes=of(self.sizes),
+            pixel_weights=of(self.pixel_weights),
+        )
+
     def with_mirrored(self) -> "Pictures":
         """These pictures, then the same mirrored left to right (pixels alone: no latents)."""
 
@@ -113,20 +129,7 @@ class SubjectBatches:
         if self.classes:
             second = range(step * counts[1], (step + 1) * counts[1])
             rows += self._walk("prior", self.classes, self.turns, second)
-        batch = {
-            "mean": np.stack([pictures.mean[i] for pictures, i in rows]),
-            "prompt": np.array([pictures.prompt[i] for pictures, i in rows], np.int32),
-            "is_prior": np.repeat([False, True], counts),
-        }
-        for name in ("low_res", "std", "sizes"):
-            found = [(getattr(pictures, name), i) for pictures, i in rows]
-            if all(array is not None for array, _ in found):
-                batch[name] = np.stack([array[i] for array, i in found])
-        if any(pictures.pixel_weights is not None for pictures in self.subjects):
-            whole = np.ones((*batch["mean"].shape[1:3], 1), np.float32)
-            weights = [(pictures.pixel_weights, i) for pictures, i in rows]
-            batch["pixel_weights"] = np.stack([whole if w is None else w[i] for w, i in weights])
-        return batch
+        return assembled(rows, np.repeat([False, True], counts))
 
     def _walk(
         self, kind: str, sets: Sequence[Pictures], turns: Sequence[int], places: Iterable[int]
@@ -146,6 +149,27 @@ class SubjectBatches:
                 rounds[which, r] = draw.permutation(len(sets[which].mean))
             found.append((sets[which], int(rounds[which, r][i])))
         return found
+
+
+def assembled(rows: Sequence[tuple[Pictures, int]], is_prior: np.ndarray) -> dict[str, np.ndarray]:
+    """A batch of these rows, each one of some pictures; `is_prior` `[B]` says which are class rows.
+
+    What it holds: `SubjectBatches.batch`.
+    """
+    batch = {
+        "mean": np.stack([pictures.mean[i] for pictures, i in rows]),
+        "prompt": np.array([pictures.prompt[i] for pictures, i in rows], np.int32),
+        "is_prior": is_prior,
+    }
+    for name in ("low_res", "std", "sizes"):
+        found = [(getattr(pictures, name), i) for pictures, i in rows]
+        if all(array is not None for array, _ in found):
+            batch[name] = np.stack([array[i] for array, i in found])
+    if any(pictures.pixel_weights is not None for pictures, _ in rows):
+        whole = np.ones((*batch["mean"].shape[1:3], 1), np.float32)
+        weights = [(pictures.pixel_weights, i) for pictures, i in rows]
+        batch["pixel_weights"] = np.stack([whole if w is None else w[i] for w, i in weights])
+    return batch
 
 
 @dataclasses.dataclass(frozen=True)

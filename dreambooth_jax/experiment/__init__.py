@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from dreambooth_jax import config as configs
 from dreambooth_jax import train
 from dreambooth_jax.experiment import (
+    advice,
     class_images,
     delivery,
     evaluation,
@@ -86,8 +87,10 @@ def run(config: ConfigDict, folder: Path) -> Path:
             judged = evaluation.judge_run(
                 config, judges, before, model, painter, workdir, steps=steps
             )
+        worth = evaluation.judge_grids(config, judges, painter, workdir)
         if jax.process_index() == 0:
-            summary.write(config, workdir, model, cast, classes, judged)
+            advised = advice.of_run(config, workdir, worth)
+            summary.write(config, workdir, model, cast, classes, judged, advised)
         if jax.process_count() > 1:  # nobody leaves before all files are there
             multihost_utils.sync_global_devices("the report is written")
         return workdir.report

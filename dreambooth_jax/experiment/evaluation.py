@@ -18,14 +18,14 @@ from dreambooth_jax.data import audit, images
 from dreambooth_jax.data.prompts import mentions
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.evaluate import encoders, measures, pictures, scores
-from dreambooth_jax.evaluate.encoders import EncoderError
+from dreambooth_jax.evaluate.encoders import EncoderError, Features
 from dreambooth_jax.evaluate.pictures import Pictures
 from dreambooth_jax.evaluate.scores import TUNED, UNTOUCHED, Score
 from dreambooth_jax.experiment import setup, subjects
-from dreambooth_jax.experiment.judged import Judged
+from dreambooth_jax.experiment.judged import Judged, Worth
 from dreambooth_jax.experiment.model import Model
 from dreambooth_jax.experiment.modes import named, restored
-from dreambooth_jax.experiment.painter import Grid, Painter
+from dreambooth_jax.experiment.painter import Grid, Painter, grids_of
 from dreambooth_jax.experiment.workdir import Workdir
 
 _SMALLEST = 32  # pixels: half of it is the least side of a photo that is compared
@@ -117,6 +117,40 @@ def judge_run(
             about={"weights": named(dict(steps))},
         )
     return Judged(found, grids)
+
+
+def judge_grids(
+    config: ConfigDict, names: Sequence[str], painter: Painter, workdir: Workdir
+) -> dict[str, Worth]:
+    """What each prompt grid of the run is worth, by label, by the first judge that makes features.
+
+    Nothing without such a judge, or where the grids do not show a subject.
+    """
+    sources = _sources(config, painter.model.mesh)
+    opened = (encoders.open_all([name], sources)[0] for name in names)
+    judge = next((one for one in opened if isinstance(one, Features)), None)
+    if judge is None:
+        return {}
+    grids = {k: _as_pictures(grid) for k, grid in grids_of(config, workdir, painter.words).items()}
+    made = {label: judge.images(one.images, f"grid {label}") for label, one in grids.items()}
+    photos = [judge.images(own, "photos") for own in _photos(config)]
+    found = {}
+    for label, one in grids.items():
+        likeness, drift = [], []
+        for each, own_photos in zip(painter.words, photos, strict=True):
+            if rows := one.rows(each.identifier):
+                likeness.append(measures.cosine(made[label][rows], own_photos).mean())
+        of_class = [
+            i
+            for i, prompt in enumerate(one.prompts)
+            if not any(mentions(prompt, each.identifier) for each in painter.words)
+        ]
+        if of_class and "before" in made:
+            pairs = measures.cosine(made[label][of_class], made["before"][of_class])
+            drift.append(1 - np.diag(pairs).mean())
+        if likeness:
+            found[label] = Worth(float(np.mean(likeness)), float(np.mean(drift)) if drift else None)
+    return found
 
 
 def _of_folders(config: ConfigDict, folder: Path, names: Sequence[str]) -> Path:

@@ -13,3 +13,15 @@ class Judged:
 
     scores: Sequence[Score]
     grids: Mapping[str, Grid]
+
+
+@dataclasses.dataclass(frozen=True)
+class Worth:
+    """What one grid of pictures is worth, by one encoder.
+
+    similarity: of the subjects' pictures to their photos; moved: 1 − the mean similarity of class
+    pictures to those of the untouched model; None where no prompt shows the class alone.
+    """
+
+    similarity: float
+    moved: float | None

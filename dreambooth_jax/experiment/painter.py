@@ -242,6 +242,24 @@ def read_grid(folder: Path, wanted: Wanted) -> Grid:
     return cells
 
 
+def grids_of(
+    config: ConfigDict, workdir: Workdir, words: Sequence[Words]
+) -> dict[str, dict[str, list[np.ndarray]]]:
+    """The prompt grids in order, before, over training, after: pictures by label and prompt.
+
+    A grid that was drawn on the way for other prompts is left out.
+    """
+    labels = ["before"]
+    for kind in config.stages:
+        labels += sorted(p.name for p in workdir.samples.glob(f"{kind}-*"))
+    wanted = grid_of(config, words)
+    return {
+        label: read_grid(workdir.samples / label, wanted)
+        for label in [*labels, "after"]
+        if is_drawn(workdir.samples / label, wanted)
+    }
+
+
 def save_png(file: Path, picture: np.ndarray, *, about: Mapping[str, object]) -> None:
     """Writes uint8 `[H,W,3]` whole or not at all; `about` is JSON in its text `dreambooth_jax`."""
     file.parent.mkdir(parents=True, exist_ok=True)

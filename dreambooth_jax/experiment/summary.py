@@ -14,9 +14,11 @@ from dreambooth_jax.data.prompts import mentions
 from dreambooth_jax.data.subject import Subject, Words
 from dreambooth_jax.evaluate import scores
 from dreambooth_jax.evaluate.scores import TUNED, UNTOUCHED
+from dreambooth_jax.experiment import advice
+from dreambooth_jax.experiment.advice import Advice
 from dreambooth_jax.experiment.judged import Judged
 from dreambooth_jax.experiment.model import Model
-from dreambooth_jax.experiment.painter import grid_of, is_drawn, prompts_of, read_grid
+from dreambooth_jax.experiment.painter import grids_of, prompts_of
 from dreambooth_jax.experiment.workdir import Workdir
 
 _SHOWN_CLASS_IMAGES = 24
@@ -48,24 +50,6 @@ def model_card(
 def _way(config: ConfigDict) -> str:
     name, then = config.adapt.name, config.adapt.then
     return f"{name}, then {then}" if name == "pivotal" else name
-
-
-def grids_of(
-    config: ConfigDict, workdir: Workdir, words: Sequence[Words]
-) -> dict[str, dict[str, list[np.ndarray]]]:
-    """The prompt grids in order, before, over training, after: pictures by label and prompt.
-
-    A grid that was drawn on the way for other prompts is left out.
-    """
-    labels = ["before"]
-    for kind in config.stages:
-        labels += sorted(p.name for p in workdir.samples.glob(f"{kind}-*"))
-    wanted = grid_of(config, words)
-    return {
-        label: read_grid(workdir.samples / label, wanted)
-        for label in [*labels, "after"]
-        if is_drawn(workdir.samples / label, wanted)
-    }
 
 
 def scored(judged: Judged, words: Sequence[Words]) -> list[Any]:
@@ -102,6 +86,7 @@ def write(
     cast: Sequence[Subject],
     classes: Sequence[ClassImages],
     judged: Judged | None = None,
+    advised: Sequence[Advice] = (),
 ) -> Path:
     """Writes `report.html`, the last file of a run, and returns its path."""
     prompts = prompts_of(config, cast)
@@ -127,12 +112,22 @@ def write(
         *(section for each in cast for section in _photos(each, alone=len(cast) == 1)),
         *(_class_images(each, alone=len(classes) == 1) for each in classes),
     ]
+    for each in advised:
+        sections.append(
+            report.Table(
+                f"Which step, {each.kind}",
+                f"Step {each.step} is recommended. {each.why} {advice.command(each, workdir)}",
+                rows=advice.rows(each),
+                header=advice.HEADER,
+            )
+        )
     for kind in config.stages:
-        curves = report.series(lines, f"{kind}/loss/*")
+        curves = report.series(lines, f"{kind}/loss/*", f"{kind}/held_out/*")
         sections.append(
             report.Curves(
                 f"Loss, {kind}",
-                "Mean squared error of what the network predicts; photos and class images apart.",
+                "Mean squared error of what the network predicts; photos and class images apart. "
+                "The held-out losses see the same rows, time steps and noise every time.",
                 series={name.removeprefix(f"{kind}/"): points for name, points in curves.items()},
             )
         )

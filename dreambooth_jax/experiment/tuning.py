@@ -18,6 +18,7 @@ from dreambooth_jax.data.batches import (
     Pictures,
     StepTokens,
     SubjectBatches,
+    assembled,
     split_rows,
     weights_of,
 )
@@ -29,6 +30,8 @@ from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.signals import GracefulStop
+
+_CLASS_ROWS_LOOKED_AT = 4  # of each class, by the held-out loss
 
 
 def fine_tune(
@@ -54,11 +57,14 @@ def fine_tune(
     sharding.check_rows(rows_at_once, model.mesh, key=f"batch_size of stage {kind!r}")
     text = painter.texts(model.weights)[kind]
     trainable, frozen, recipe = start(c, model.weights[kind], text, adapter)
-    source = batches(kind, c, model, cast, classes, text=text)
+    source, fixed = batches(kind, c, model, cast, classes, text=text)
     tokens = None
     if configs.learns_text(c):
         every = stage.tokens(text.prompts, keep=painter.identifiers)
         tokens = StepTokens(every, source.prompts, c.train.batch_size)
+        fixed |= StepTokens(every, np.unique(fixed["prompt"]), len(fixed["prompt"])).of(
+            fixed["prompt"]
+        )
     run = train.compiled(
         trainable,
         frozen,
@@ -76,6 +82,16 @@ def fine_tune(
     def trained(state: train.TrainState) -> tree.Flat:
         return next(iter(train.result(state).values()))
 
+    held_out = None
+    if c.train.held_out_every:
+        held_out = train.HeldOutLoss(
+            run,
+            fixed,
+            stage=stage,
+            recipe=recipe,
+            adapter=adapter,
+            rows_at_once=c.train.batch_size // c.train.accumulate,
+        )
     saving = functools.partial(
         checkpoint.Checkpoints,
         defaults={"config": configs.flatten(configs.base_config())},
@@ -113,6 +129,7 @@ def fine_tune(
                     checkpoint_every=c.train.checkpoint_every,
                     sample_every=c.train.sample_every,
                     keep_every=c.train.keep_weights_every,
+                    check_every=c.train.held_out_every,
                     max_bad_steps=c.train.max_bad_steps,
                 ),
                 label=kind,
@@ -123,6 +140,7 @@ def fine_tune(
                 on_sample=lambda step, now: painter.grid(
                     model.with_trained(kind, adapter, trained(now)).weights, f"{kind}-{step:06d}"
                 ),
+                on_check=None if held_out is None else lambda now: held_out(trained(now), frozen),
             )
     return trained(state)
 
@@ -185,9 +203,25 @@ def batches(
     classes: Sequence[ClassImages],
     *,
     text: generate.Text,
-) -> SubjectBatches:
-    """The stage's source: photos and class images at its size; an upscaler's with low-res ones."""
-    photos = [encoded(photos_of(kind, c, model, each, text=text), model, kind) for each in cast]
+) -> tuple[SubjectBatches, dict[str, np.ndarray]]:
+    """The stage's source, and a batch that is the same at every look at the held-out loss.
+
+    Photos and class images at its size; an upscaler's with low-res ones. The fixed batch has the
+    photos held out, or else all of them, and a few class rows of each class.
+
+    Raises:
+      ValueError: no photo is left to train on.
+    """
+    photos, looked_at = [], []
+    for each in cast:
+        learned, held = parted(each, c.subject.held_out)
+        whole = photos_of(kind, c, model, each, text=text)
+        own = whole.take(learned)
+        own = own.with_mirrored() if c.subject.flip else own
+        photos.append(encoded(own, model, kind))
+        # Without any held out they are all among the trained ones, in the same rows.
+        apart = c.subject.held_out > 0
+        looked_at.append(encoded(whole.take(held), model, kind) if apart else photos[-1].take(held))
     pictures: list[Pictures] = []
     turns: list[int] = []
     if c.prior_loss_weight > 0 and c.prior.kind == "prediction":
@@ -202,7 +236,7 @@ def batches(
             encoded(class_pictures(kind, model, x, text=text), model, kind) for x in classes
         ]
         turns = [nouns.index(each.class_noun) for each in cast]
-    return SubjectBatches(
+    source = SubjectBatches(
         subjects=photos,
         classes=pictures,
         turns=turns,
@@ -210,26 +244,48 @@ def batches(
         prior_fraction=c.train.prior_fraction,
         seed=c.seed,
     )
+    few = [(x, i) for x in pictures for i in range(min(_CLASS_ROWS_LOOKED_AT, len(x.mean)))]
+    seen = [*((x, i) for x in looked_at for i in range(len(x.mean))), *few]
+    return source, assembled(seen, np.arange(len(seen)) >= len(seen) - len(few))
+
+
+def parted(subject: Subject, held_out: int) -> tuple[list[int], list[int]]:
+    """Rows of a subject's pictures to train on, and the rows that the held-out loss looks at.
+
+    The latter are the centres of the last `held_out` photos by name, or of all photos for 0.
+
+    Raises:
+      ValueError: no photo is left to train on.
+    """
+    count = len(subject.photos)
+    if held_out >= count:
+        raise ValueError(
+            f"subject.held_out = {held_out}, but {subject.audit.folder} has {count} photos: at "
+            f"least one is to be trained on. Write --config.subject.held_out={max(count - 3, 0)}."
+        )
+    crops = len(subject.windows) // count
+    centres = [n * crops for n in range(count)]
+    learned = [*range((count - held_out) * crops)]
+    return learned, centres[-held_out:] if held_out else centres
 
 
 def photos_of(
     kind: str, c: ConfigDict, model: Model, subject: Subject, *, text: generate.Text
 ) -> Pictures:
-    """A subject's photos as a stage trains on them, mirrored copies included."""
+    """A subject's photos as a stage sees them."""
     stage = model.stages[kind]
     low = _low_res(kind, model, subject.pixels)
     weights = None
     if subject.masks:
         masks, side = subject.masks[stage.size], stage.sample_shape[0]
         weights = weights_of(masks, side=side, outside=c.loss.outside_mask)
-    photos = Pictures(
+    return Pictures(
         images.to_float(subject.pixels[stage.size]),
         text.rows(subject.row_prompts),
         low_res=low,
         sizes=subject.sizes(stage.size) if stage.family.sized else None,
         pixel_weights=weights,
     )
-    return photos.with_mirrored() if c.subject.flip else photos
 
 
 def class_pictures(kind: str, model: Model, found: ClassImages, *, text: generate.Text) -> Pictures:

@@ -3,6 +3,7 @@
 loss_fn → train_step (pure) → compiled (jit with shardings, the state donated) → fit (the loop)
 """
 
+from dreambooth_jax.train.held_out import HeldOutLoss
 from dreambooth_jax.train.loop import (
     Interrupted,
     NonFiniteError,
@@ -27,6 +28,7 @@ from dreambooth_jax.train.step import (
 __all__ = [
     "Batch",
     "Compiled",
+    "HeldOutLoss",
     "Interrupted",
     "NonFiniteError",
     "Pace",

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ class Pace:
     sample_every: int
     max_bad_steps: int
     keep_every: int = 0
+    check_every: int = 0
 
 
 class Interrupted(RuntimeError):
@@ -67,12 +68,14 @@ def fit(
     kept: Any = None,
     stop: Any = None,
     on_sample: Callable[[int, TrainState], None] | None = None,
+    on_check: Callable[[TrainState], Mapping[str, float]] | None = None,
 ) -> TrainState:
     """Trains from `state.step` to `pace.num_steps`.
 
     Metrics of step n are fetched after step n + 1 was dispatched, so the device never waits for the
-    host. `checkpoints` get all of the state, `kept` the trained leaves alone (`result`). A request
-    to stop (`signals.GracefulStop`) is honoured after the step at hand: a
+    host. `checkpoints` get all of the state, `kept` the trained leaves alone (`result`). What
+    `on_check` says before the first step, every `pace.check_every` steps and after the last goes
+    to the metrics. A request to stop (`signals.GracefulStop`) is honoured after the step at hand: a
     checkpoint is saved first.
 
     Raises:
@@ -122,8 +125,19 @@ def fit(
         on_sample(step, state)
         since += time.monotonic() - started  # no part of the speed of the steps
 
+    def check(step: int) -> None:
+        nonlocal since
+        assert on_check is not None
+        started = time.monotonic()
+        found = on_check(state)
+        writer.write_scalars(step, {f"{label}/{name}": value for name, value in found.items()})
+        since += time.monotonic() - started
+
     sampled = on_sample is not None and pace.sample_every > 0
+    checked = on_check is not None and pace.check_every > 0
     with bar:
+        if checked and not first:
+            check(0)
         if sampled and first and first % pace.sample_every == 0:
             sample(first)  # again: the run may have been killed before they were drawn
         for step in range(first, pace.num_steps):
@@ -137,13 +151,16 @@ def fit(
             # With several processes the question is a collective: it is asked now and then, and
             # not while a step is under way (on CPU the two would wait for each other for ever).
             together = jax.process_count() > 1 and (saving or done % pace.log_every == 0)
-            whole = saving or keeping or sampling or together or last
+            checking = checked and (last or done % pace.check_every == 0)
+            whole = saving or keeping or sampling or checking or together or last
             while len(pending) > (0 if whole else 1):
                 take(*pending.pop(0))
             asking = stop is not None and (together or jax.process_count() == 1)
             stopping = stop.agreed() if asking else None
             while stopping and pending:
                 take(*pending.pop(0))
+            if checking:  # before the checkpoint: what follows one is written on resuming
+                check(done)
             if saving or (stopping and checkpoints is not None):
                 checkpoints.save(done, state)
             if keeping:

@@ -1,0 +1,103 @@
+"""A loss that can be compared from step to step: the same rows, time steps and noise every time.
+
+The loss of a training step jumps with the time steps that it drew, by more than a run changes it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax import rng, sharding, tree
+from dreambooth_jax.adapt import Adapter
+from dreambooth_jax.diffusion import loss
+from dreambooth_jax.pipeline import TOKENS, Stage
+from dreambooth_jax.train.step import Batch, Compiled, Recipe, loss_fn
+
+LEVELS = 4  # time steps at which each picture is looked at
+
+
+def fixed_rows(
+    stage: Stage, recipe: Recipe, batch: Batch, *, levels: int = LEVELS
+) -> dict[str, np.ndarray]:
+    """Every row of `batch` at `levels` time steps, the middles of equal parts of those trained.
+
+    Noise depends on the seed and the row alone; a latent is taken at its mean. What an upscaler
+    sees has noise of the first of its levels.
+    """
+    count = len(batch["is_prior"])
+    first, last = recipe.time_steps
+    stop = min(last + 1, stage.schedule.num_steps)
+    steps = first + (stop - first) * (np.arange(levels) + 0.5) / levels
+    rows = {
+        name: np.repeat(np.asarray(x), levels, axis=0)
+        for name, x in batch.items()
+        if name not in (*TOKENS, "std")
+    }
+    rows["x0"] = rows.pop("mean")
+    rows["t"] = np.tile(steps.astype(np.int32), count)
+    key = rng.key(recipe.seed, 0, f"{stage.kind}/held_out")
+    rows["noise"] = np.asarray(jax.random.normal(rng.named(key, "noise"), rows["x0"].shape))
+    if "low_res" in rows:
+        level = np.full(rows["t"].shape, recipe.aug_levels[0], np.int32)
+        noise = jax.random.normal(rng.named(key, "low_res"), rows["x0"].shape)
+        seen = stage.condition(jnp.asarray(rows.pop("low_res")), noise, jnp.asarray(level))
+        rows |= {"noise_level": level, "condition": np.asarray(seen)}
+    return rows
+
+
+class HeldOutLoss:
+    """The mean squared error of `fixed_rows`, of photos and class rows apart; compiled once.
+
+    Neither min-SNR nor λ weigh it, so runs that differ in these can be compared.
+    """
+
+    def __init__(
+        self,
+        run: Compiled,
+        batch: Batch,
+        *,
+        stage: Stage,
+        recipe: Recipe,
+        adapter: Adapter,
+        rows_at_once: int,
+    ) -> None:
+        """rows_at_once: rows of one call, which divide over the mesh; as many as a step has."""
+        rows = fixed_rows(stage, recipe, batch)
+        weights = loss.row_weights(jnp.asarray(rows["is_prior"]), 1.0)
+        split, whole = sharding.rows(run.mesh), sharding.replicated(run.mesh)
+        tokens = {n: sharding.put(batch[n], whole) for n in TOKENS if n in batch}
+        self._parts = []
+        count = len(rows["t"])
+        for start in range(0, count, rows_at_once):
+            at = np.arange(start, start + rows_at_once)
+            there = at < count  # the last part is filled up with rows that weigh nothing
+            part: dict[str, Any] = {
+                name: sharding.put(x[at % count], split) for name, x in rows.items()
+            }
+            part["weights"] = {
+                name: sharding.put(np.where(there, np.asarray(x)[at % count], 0), split)
+                for name, x in weights.items()
+            }
+            self._parts.append(part | tokens)
+        plain = dataclasses.replace(recipe, min_snr_gamma=0.0)
+        pure = functools.partial(loss_fn, stage=stage, recipe=plain, adapter=adapter)
+        places = {path: leaf.sharding for path, leaf in run.state.trainable.items()}
+        self._call = jax.jit(
+            lambda trainable, frozen, part: pure(trainable, frozen, part)[1],
+            in_shardings=(places, run.frozen, None),
+            out_shardings=whole,
+        )
+        self._kinds = ["loss/subject", *(["loss/prior"] if rows["is_prior"].any() else [])]
+
+    def __call__(self, trainable: tree.Flat, frozen: Mapping[str, Any]) -> dict[str, float]:
+        """`held_out/subject` and, where there are class rows, `held_out/prior`."""
+        found = [self._call(trainable, frozen, part) for part in self._parts]
+        return {
+            name.replace("loss/", "held_out/"): float(sum(float(x[name]) for x in found))
+            for name in self._kinds
+        }
