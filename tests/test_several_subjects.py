@@ -153,9 +153,9 @@ def test_problems_of_all_folders_are_one_report(tmp_path):
         subjects.audit(c, {"base": SimpleNamespace(size=16)})
     text = str(caught.value)
     for told in (
-        "Photos of the bird: 1 caption or mask not as needed",
+        "Photos of the subject, bird: 1 caption or mask not as needed",
         "caption two.txt is missing",
-        f"Photos of the dog: No such folder: {tmp_path / 'dgo'}",
+        f"Photos of the subject, dog: No such folder: {tmp_path / 'dgo'}",
         "Class images of 'bird': 1 caption or mask not as needed",
         "names the subject: write {class_noun}",
         f"Class images of 'dog': No such folder: {tmp_path / 'cat' / 'dog'}",

@@ -71,7 +71,7 @@ def audit(config: ConfigDict, stages: Mapping[str, Stage]) -> Folders:
         if adapt.makes_words(config.adapt) and word != "auto":
             word = f"<{word.strip('<>')}>"  # what the text encoder knows is the new token
         wanted = Wanted(config.subject.captions, config.subject.masks, word)
-        report = look(f"Photos of the {noun}", photo_folder(images), wanted)
+        report = look(f"Photos of the subject, {noun}", photo_folder(images), wanted)
         found += [report] if report else []
     own: dict[str, Audit] = {}
     if config.prior.images:
