@@ -6,7 +6,7 @@ import pytest
 from dreambooth_jax.evaluate import encoders, scores
 from dreambooth_jax.evaluate.encoders import Distance, Features, Kind
 
-WORDS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
+WORDS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "zib": (7, 7, 7)}
 
 
 def colours(pictures, label):

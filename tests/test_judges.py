@@ -227,6 +227,17 @@ def test_a_config_of_something_else_is_refused(folders):
         published.Dino(root / "clip", batch_size=2)
 
 
+def test_a_judge_that_nobody_named_is_left_out_when_it_cannot_be_opened(folders, caplog):
+    root, *_ = folders
+    sources = {"clip_vitb32": source(root / "dino"), "dino_vits16": source(root / "dino")}
+    with caplog.at_level("WARNING", logger="absl"):
+        found = encoders.open_all(list(sources), sources, strict=False)
+    assert [judge.name for judge in found] == ["dino_vits16"]
+    assert "clip_vitb32 is left out: " in caplog.text
+    with pytest.raises(ValueError, match="text_config or vision_config is missing"):
+        encoders.open_all(list(sources), sources)
+
+
 PROGRAM = """
 import sys
 from dreambooth_jax.evaluate import encoders

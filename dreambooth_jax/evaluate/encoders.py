@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from dreambooth_jax.evaluate import encoder, perceptual, published
@@ -153,12 +154,25 @@ def check(names: Sequence[str], sources: Mapping[str, Source]) -> None:
         raise EncoderError("encoders of evaluate.encoders are missing:" + "".join(problems))
 
 
-def open_all(names: Sequence[str], sources: Mapping[str, Source]) -> list[Features | Distance]:
+def open_all(
+    names: Sequence[str], sources: Mapping[str, Source], *, strict: bool = True
+) -> list[Features | Distance]:
     """These judges, ready to be called.
+
+    strict: False leaves out what cannot be opened, with a warning: for judges that nobody named.
 
     Raises:
       EncoderError: as `check`.
       ValueError, OSError: a file is there, but is not what the name says.
     """
-    check(names, sources)
-    return [KINDS[name].open(name, sources[name]) for name in names]
+    if strict:
+        check(names, sources)
+    found = []
+    for name in names:
+        try:
+            found.append(KINDS[name].open(name, sources[name]))
+        except (ImportError, OSError, ValueError) as error:
+            if strict:
+                raise
+            logging.warning("%s is left out: %s", name, error)
+    return found

@@ -187,7 +187,8 @@ def _judge(
 
     words: of each subject; none where they are not known, and all pictures are the first one's.
     """
-    judges = encoders.open_all(names, _sources(config, mesh))
+    named_ones = bool(config.evaluate.encoders)
+    judges = encoders.open_all(names, _sources(config, mesh), strict=named_ones)
     found: list[Score] = []
     known: Sequence[Words | None] = words or [None]
     for each, own_photos in zip(known, photos, strict=False):
