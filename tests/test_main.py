@@ -118,6 +118,22 @@ def test_a_misspelt_setting_ends_it_at_once(tmp_path: Path, repository: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+def test_a_judge_that_is_not_there_ends_it_before_anything_is_loaded(tmp_path: Path) -> None:
+    words = [
+        "--config=configs/imagen_like.py:smoke",
+        "--mode=evaluate",
+        "--config.evaluate.encoders=('clip_vitl14', 'lpips_alex')",
+        "--config.evaluate.clip_vitl14=runs/nowhere/clip",
+        "--config.evaluate.lpips_alex=runs/nowhere/lpips",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    output = commands.run(words, expect=1)
+    assert "Traceback" not in output
+    assert "clip_vitl14: no model folder 'runs/nowhere/clip'" in output
+    assert "lpips_alex: no 'runs/nowhere/lpips'" in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_without_a_usable_photo(
     done: tuple[dict[str, Path], Path], tmp_path: Path
 ) -> None:

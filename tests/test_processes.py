@@ -1,5 +1,6 @@
 """1 device, 8 devices, and 2 processes of 4 devices give the same numbers; one process writes."""
 
+import importlib.util
 import math
 import signal
 import socket
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import commands
 import pytest
+
+from dreambooth_jax.evaluate import perceptual
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,11 @@ def test_two_processes(one_device: tuple[dict[str, Path], Path], tmp_path: Path)
         port = free.getsockname()[1]
     # The base alone: an upscaler is trained by the same code.
     alone = {"base": stages["base"], "upscaler": ""}
-    flags = commands.flags(alone, folder, stages=("base",), **commands.MESH)
+    # With scores in the end, where a judge is installed: both processes run it.
+    judged = importlib.util.find_spec(perceptual.PACKAGE) is not None
+    judge = {"evaluate__at_end": judged, "evaluate__batch_size": 8}
+    judge |= {"evaluate__encoders": "lpips_alex"}
+    flags = commands.flags(alone, folder, stages=("base",), **commands.MESH, **judge)
     flags += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     # Process 1 would be killed before it wrote a file, but for its parts of the checkpoints.
     writes = rf"^(open {folder}/(?!checkpoints)\S+ \S*[wax+]|os\.rename {folder}/(?!checkpoints))"
@@ -62,6 +69,7 @@ def test_two_processes(one_device: tuple[dict[str, Path], Path], tmp_path: Path)
     assert "Photos of the subject" in outputs[0]
     assert "Photos of the subject" not in outputs[1]  # one process tells
     assert (folder / "report.html").is_file()
+    assert (folder / "scores.json").is_file() == judged
     before, after = commands.weights(stages["base"]), commands.weights(folder / "export")
     changed = {name.split("/")[0] for name in commands.different(before, after)}
     assert changed == {"unet"}

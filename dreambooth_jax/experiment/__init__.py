@@ -87,7 +87,7 @@ def run(config: ConfigDict, folder: Path) -> Path:
             judged = evaluation.judge_run(
                 config, judges, before, model, painter, workdir, steps=steps
             )
-        worth = evaluation.judge_grids(config, judges, painter, workdir)
+        worth = evaluation.judge_grids(config, judged, painter, workdir)
         if jax.process_index() == 0:
             advised = advice.of_run(config, workdir, worth)
             summary.write(config, workdir, model, cast, classes, judged, advised)

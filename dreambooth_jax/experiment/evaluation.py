@@ -63,12 +63,11 @@ def evaluate(config: ConfigDict, folder: Path) -> Path:
     about = {"weights": named(steps)}
     return _judge(
         config,
-        names,
+        _opened(config, names, model.mesh),
         {name: _as_pictures(grid) for name, grid in grids.items()},
         photos,
         words,
         folder,
-        mesh=model.mesh,
         about=about,
     )[1]
 
@@ -106,29 +105,28 @@ def judge_run(
     grids = {UNTOUCHED: untouched}
     grids[TUNED] = painter.judged(model.weights, named(dict(steps)), ready="after")
     with workdir.timed("scores"):
+        judges = _opened(config, names, model.mesh)
         found, _ = _judge(
             config,
-            names,
+            judges,
             {name: _as_pictures(grid) for name, grid in grids.items()},
             _photos(config),
             painter.words,
             workdir.root,
-            mesh=model.mesh,
             about={"weights": named(dict(steps))},
         )
-    return Judged(found, grids)
+    return Judged(found, grids, judges)
 
 
 def judge_grids(
-    config: ConfigDict, names: Sequence[str], painter: Painter, workdir: Workdir
+    config: ConfigDict, judged: Judged | None, painter: Painter, workdir: Workdir
 ) -> dict[str, Worth]:
     """What each prompt grid of the run is worth, by label, by the first judge that makes features.
 
     Nothing without such a judge, or where the grids do not show a subject.
     """
-    sources = _sources(config, painter.model.mesh)
-    opened = (encoders.open_all([name], sources)[0] for name in names)
-    judge = next((one for one in opened if isinstance(one, Features)), None)
+    judges = () if judged is None else judged.judges
+    judge = next((one for one in judges if isinstance(one, Features)), None)
     if judge is None:
         return {}
     grids = {k: _as_pictures(grid) for k, grid in grids_of(config, workdir, painter.words).items()}
@@ -169,26 +167,32 @@ def _of_folders(config: ConfigDict, folder: Path, names: Sequence[str]) -> Path:
     if config.evaluate.untouched:
         about["untouched"] = config.evaluate.untouched
         sets = {UNTOUCHED: pictures.read(config.evaluate.untouched), TUNED: generated}
-    return _judge(config, names, sets, photos, words, folder, mesh=mesh, about=about)[1]
+    judges = _opened(config, names, mesh)
+    return _judge(config, judges, sets, photos, words, folder, about=about)[1]
+
+
+def _opened(
+    config: ConfigDict, names: Sequence[str], mesh: Mesh
+) -> list[Features | encoders.Distance]:
+    """The judges, ready; of those that nobody named the ones that can be opened."""
+    strict = bool(config.evaluate.encoders)
+    return encoders.open_all(names, _sources(config, mesh), strict=strict)
 
 
 def _judge(
     config: ConfigDict,
-    names: Sequence[str],
+    judges: Sequence[Features | encoders.Distance],
     sets: Mapping[str, Pictures],
     photos: Sequence[Sequence[np.ndarray]],
     words: Sequence[Words],
     folder: Path,
     *,
-    mesh: Mesh,
     about: Mapping[str, Any],
 ) -> tuple[list[Score], Path]:
     """The scores of each subject, by its photos and its own pictures; also in `scores.json`.
 
     words: of each subject; none where they are not known, and all pictures are the first one's.
     """
-    named_ones = bool(config.evaluate.encoders)
-    judges = encoders.open_all(names, _sources(config, mesh), strict=named_ones)
     found: list[Score] = []
     known: Sequence[Words | None] = words or [None]
     for each, own_photos in zip(known, photos, strict=False):

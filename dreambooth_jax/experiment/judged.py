@@ -3,16 +3,21 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from dreambooth_jax.evaluate.encoders import Distance, Features
 from dreambooth_jax.evaluate.scores import Score
 from dreambooth_jax.experiment.painter import Grid
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """The scores of a run, and the grids that they are of, by name of the weights."""
+    """The scores of a run, and the grids that they are of, by name of the weights.
+
+    judges: those that gave them, whose programs are compiled.
+    """
 
     scores: Sequence[Score]
     grids: Mapping[str, Grid]
+    judges: Sequence[Features | Distance] = ()
 
 
 @dataclasses.dataclass(frozen=True)

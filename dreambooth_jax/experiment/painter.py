@@ -150,15 +150,15 @@ class Painter:
         """The pictures that a run is judged by (`judged_of`), by prompt.
 
         Those in `samples/<ready>/`, where they are the same; else they are drawn into a folder of
-        their own. With several processes all of them come back when all the files are there.
+        their own.
         """
         wanted = judged_of(self.config, self.words)
         there = None if ready is None else self.workdir.samples / ready
+        _wait_for_files(f"before {label}")  # all processes must see the same
         if there is None or not is_drawn(there, wanted, self._about()):
             there = self._own_folder(label, wanted)
             self.grid(weights, there.name, wanted)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"{label} is drawn")
+            _wait_for_files(f"after {label}")
         return read_grid(there, wanted)
 
     def _about(self) -> dict[str, dict[str, Any]]:
@@ -268,6 +268,12 @@ def save_png(file: Path, picture: np.ndarray, *, about: Mapping[str, object]) ->
     part = file.with_suffix(".tmp")
     Image.fromarray(picture).save(part, format="PNG", pnginfo=note)
     part.replace(file)
+
+
+def _wait_for_files(moment: str) -> None:
+    """Until the process that writes has written what it was about to."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(moment)
 
 
 def _whole(rows: int, model: Model) -> int:
