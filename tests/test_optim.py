@@ -199,13 +199,32 @@ def test_codes_keep_magnitudes_over_five_decades():
     # Codes at x have a distance of 2 √x / 127: half of that, in units of the largest.
     assert (np.abs(found - m) <= np.sqrt(sizes) / 127 + 2e-5).all()
     v = jnp.asarray(sizes**2, jnp.float32)
-    keys = jax.random.split(jax.random.key(0), 400)
-    many = jax.vmap(lambda key: adam8bit.decode_positive(adam8bit.encode_positive(v, key)))(keys)
+    seeds = jax.random.bits(jax.random.key(0), (400,))
+    many = jax.vmap(lambda seed: adam8bit.decode_positive(adam8bit.encode_positive(v, seed)))(seeds)
     many = np.asarray(many)
     np.testing.assert_allclose(many.mean(0), v, rtol=0.06)  # right on average
     assert (np.abs(many / np.asarray(v)[None] - 1) < 1).all()
-    zero = adam8bit.encode_positive(jnp.zeros((2, 256)), keys[0])
+    zero = adam8bit.encode_positive(jnp.zeros((2, 256)), seeds[0])
     assert not np.asarray(adam8bit.decode_positive(zero)).any()
+
+
+def test_what_rounds_up_or_down_is_uniform_and_another_for_each_place_and_step():
+    seeds = jax.random.bits(jax.random.key(1), (2,))
+    found = np.stack([adam8bit.uniform((20, 4000), seed) for seed in seeds])
+    assert found.min() >= 0 and found.max() < 1
+    for values in (found[0], found[1], found[0][:, ::2], found[0][:5]):
+        counts = np.histogram(values, 100, (0, 1))[0]
+        expected = values.size / 100
+        # χ² with 99 degrees of freedom: standard deviation 14.
+        assert abs((np.square(counts - expected) / expected).sum() - 99) < 5 * 14
+    pairs = [
+        (found[0], found[1]),
+        (found[0][:, 1:], found[0][:, :-1]),
+        (found[0][1:], found[0][:-1]),
+    ]
+    for one, other in pairs:
+        correlation = np.corrcoef(one.ravel(), other.ravel())[0, 1]
+        assert abs(correlation) < 5 / np.sqrt(one.size)
 
 
 def test_small_leaves_keep_their_moments_and_move_as_in_adamw():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 BLOCK = 256
@@ -62,11 +63,26 @@ def decode_signed(codes: Codes) -> jax.Array:
     return _unscaled(jnp.sign(root) * jnp.square(root), codes.scale)
 
 
-def encode_positive(x: jax.Array, key: jax.Array) -> Codes:
+def uniform(shape: tuple[int, ...], seed: jax.Array) -> jax.Array:
+    """Numbers in [0, 1) that depend on position and seed (uint32) alone.
+
+    A hash of 32 bits (Wellons 2018, "lowbias32"): good enough to round by, and compiled at once,
+    where a generator of jax for each of some hundred leaves takes minutes.
+    """
+    x = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        x = x * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    x = x * np.uint32(0x9E3779B9) + seed
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return ((x ^ (x >> 16)) >> 8).astype(jnp.float32) * np.float32(2**-24)
+
+
+def encode_positive(x: jax.Array, seed: jax.Array) -> Codes:
     """Codes of a second moment, rounded up or down at random; only 0 becomes 0."""
     share, scale = _scaled(x)
     root = 255 * jnp.sqrt(jnp.sqrt(share))
-    code = jnp.floor(root + jax.random.uniform(key, x.shape))
+    code = jnp.floor(root + uniform(x.shape, seed))
     code = jnp.where(x > 0, jnp.clip(code, 1, 255), 0)
     return Codes(code.astype(jnp.uint8), scale)
 
@@ -97,7 +113,7 @@ def scale_by_adam8bit(b1: float, b2: float, eps: float) -> optax.GradientTransfo
     ) -> tuple[dict[str, jax.Array], Adam8bitState]:
         del params
         count = state.steps + 1
-        key = jax.random.fold_in(jax.random.key(8), count)
+        seeds = jax.random.bits(jax.random.fold_in(jax.random.key(8), count), (len(updates),))
         moved, mu, nu = {}, {}, {}
         for number, (path, grad) in enumerate(sorted(updates.items())):
             m, v = state.mu[path], state.nu[path]
@@ -108,7 +124,7 @@ def scale_by_adam8bit(b1: float, b2: float, eps: float) -> optax.GradientTransfo
             first, second = m / (1 - b1**count), v / (1 - b2**count)
             moved[path] = first / (jnp.sqrt(second) + eps)
             if coded:
-                m, v = encode_signed(m), encode_positive(v, jax.random.fold_in(key, number))
+                m, v = encode_signed(m), encode_positive(v, seeds[number])
             mu[path], nu[path] = m, v
         return moved, Adam8bitState(count, mu, nu)
 
