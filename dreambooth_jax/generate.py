@@ -22,6 +22,7 @@ from dreambooth_jax.diffusion import guidance, sampler
 from dreambooth_jax.pipeline import Stage
 
 Array = jax.Array
+DRAWING = ("unet/", "vae/")  # the weights that a sampler needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,8 @@ class Sampler:
         self.stage, self.settings, self.mesh = stage, settings, mesh
         shards = sharding.row_shards(mesh)
         pure = functools.partial(sample_batch, stage=stage, settings=settings, shards=shards)
-        self._call = jax.jit(pure, out_shardings=sharding.rows(mesh))
+        # A program of params, table of texts, rows, seeds and low-res pictures.
+        self.program = jax.jit(sharding.traced_for(mesh, pure), out_shardings=sharding.rows(mesh))
 
     def batch(
         self,
@@ -144,10 +146,10 @@ class Sampler:
         low_res: float32 `[B,h,w,C]` for an upscaler, None for a base. B must divide over the mesh.
         """
         split = functools.partial(sharding.put, sharding=sharding.rows(self.mesh))
-        drawing = {path: x for path, x in params.items() if path.startswith(("unet/", "vae/"))}
+        drawing = {path: x for path, x in params.items() if path.startswith(DRAWING)}
         rows, seeds32 = split(text.rows(prompts)), split(np.asarray(seeds, np.uint32))
         low = None if low_res is None else split(low_res)
-        return sharding.fetch(self._call(drawing, text.table, rows, seeds32, low))
+        return sharding.fetch(self.program(drawing, text.table, rows, seeds32, low))
 
 
 @dataclasses.dataclass(frozen=True)

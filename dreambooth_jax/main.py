@@ -33,6 +33,7 @@ MODES = {
     "export": experiment.export,
     "identify": experiment.identify,
     "evaluate": experiment.evaluate,
+    "precompile": experiment.forecast,
 }
 _MADE = {
     "train": "report",
@@ -40,13 +41,14 @@ _MADE = {
     "export": "fine-tuned model",
     "identify": "identifiers",
     "evaluate": "scores",
+    "precompile": "forecast",
 }
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
     list(MODES),
     "The whole run; draw sample.prompts, or export, with a run's checkpoints; find identifiers; "
-    "score a run's pictures, or a folder's.",
+    "score a run's pictures, or a folder's; compile for a TPU that is not here.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",

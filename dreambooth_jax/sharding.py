@@ -5,7 +5,8 @@ optimizer state (ZeRO-3, Rajbhandari et al. 2020); `tensor` is reserved for spli
 Networks never mention any of them.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -114,6 +115,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def rows(mesh: Mesh) -> NamedSharding:
     """The leading axis split over `data` and `fsdp`."""
     return NamedSharding(mesh, ROWS)
+
+
+def traced_for(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, to be jitted for this mesh: inside, it is the mesh in context.
+
+    What depends on the kind of device (`models.attention`) asks there, so that a program may also
+    be compiled for devices of which this computer has none.
+    """
+
+    @functools.wraps(function)
+    def inside(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return inside
 
 
 def put(array: Any, sharding: NamedSharding) -> jax.Array:

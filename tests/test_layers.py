@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreambooth_jax.models import layers
+from dreambooth_jax.models import attention, layers
 
 
 def test_time_sinusoid_agrees_with_its_formula():
@@ -63,7 +63,7 @@ def attention_by_hand(q, k, v, bias, scale):
 @pytest.mark.parametrize("path", ["whole", "one head at a time", "accelerator"])
 def test_attention_agrees_with_its_formula_on_every_path(path, bias_shape, rng, monkeypatch):
     if path == "one head at a time":
-        monkeypatch.setattr(layers, "_CPU_SCORES_AT_ONCE", 0)
+        monkeypatch.setattr(attention, "_CPU_SCORES_AT_ONCE", 0)
     if path == "accelerator":
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     q, k, v = (rng.normal(size=(2, n, 4, 8)) for n in (5, 7, 7))
@@ -79,7 +79,7 @@ def test_attention_agrees_with_its_formula_on_every_path(path, bias_shape, rng, 
 @pytest.mark.parametrize("path", ["whole", "one head at a time", "accelerator"])
 def test_attention_in_bfloat16_keeps_its_dtype_and_masks(path, rng, monkeypatch):
     if path == "one head at a time":
-        monkeypatch.setattr(layers, "_CPU_SCORES_AT_ONCE", 0)
+        monkeypatch.setattr(attention, "_CPU_SCORES_AT_ONCE", 0)
     if path == "accelerator":
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     q, k, v = (jnp.asarray(rng.normal(size=(2, 6, 2, 8)), jnp.bfloat16) for _ in range(3))
@@ -102,7 +102,7 @@ def test_gradients_of_one_head_at_a_time_are_those_of_the_whole(rng, monkeypatch
         return jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(q, k, v, bias)
 
     whole = gradients()
-    monkeypatch.setattr(layers, "_CPU_SCORES_AT_ONCE", 0)
+    monkeypatch.setattr(attention, "_CPU_SCORES_AT_ONCE", 0)
     for a, b in zip(whole, gradients(), strict=True):
         assert np.abs(a).max() > 1e-2
         np.testing.assert_allclose(a, b, atol=1e-5)

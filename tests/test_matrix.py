@@ -1,6 +1,6 @@
 """The ways to train, each with each other one: where peers break.
 
-Every cell is a configuration that `validate` and `tuning.start` turn into a step on a toy stage:
+Every cell is a configuration that `validate` and `program.start` turn into a step on a toy stage:
 its loss falls, what is to change changes, everything else stays bit for bit. By default enough
 cells run that every pair of choices occurs; `pytest -m matrix` runs all.
 """
@@ -19,7 +19,7 @@ from toy_stage import CHANNELS, IDS, MASK, WIDTH, Toy
 from dreambooth_jax import adapt, generate, optim, sharding, train
 from dreambooth_jax import config as configs
 from dreambooth_jax.data.batches import split_rows
-from dreambooth_jax.experiment import tuning
+from dreambooth_jax.experiment import program
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "prior": ("off", "images", "prediction"),
@@ -148,7 +148,7 @@ def check(cell: Cell) -> None:
     table = stage.encode_text(flat, tokens, dtype=np.float32)
     adapter = adapt.make(c.adapt, seed=0, new_rows=new_rows)
     text = generate.Text(("the subject", "its class"), jnp.asarray(table))
-    trainable, frozen, recipe = tuning.start(c, flat, text, adapter)
+    trainable, frozen, recipe = program.start(c, flat, text, adapter)
     run = train.compiled(
         trainable,
         frozen,

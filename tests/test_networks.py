@@ -12,6 +12,7 @@ import pytest
 
 from dreambooth_jax import tree
 from dreambooth_jax.models import layers, t5, unet
+from dreambooth_jax.train import memory
 
 # DeepFloyd's published unet/config.json; 4.3 B and 1.2 B parameters in its model zoo.
 IF_I_XL = {
@@ -329,17 +330,26 @@ def test_recomputing_activations_changes_neither_output_nor_gradients(rng):
     run = jax.jit(
         jax.value_and_grad(total, has_aux=True), static_argnums=1, compiler_options=options
     )
-    (_, plain), gradients = run(params, False)
-    (_, again), gradients_again = run(params, True)
-    np.testing.assert_allclose(again, plain, atol=1e-5 * np.abs(plain).max())
+    (_, plain), gradients = run(params, "none")
     largest = max(float(np.abs(leaf).max()) for leaf in gradients.values())
-    for path, leaf in gradients.items():
-        np.testing.assert_allclose(gradients_again[path], leaf, atol=1e-5 * largest, err_msg=path)
+    for remat in ("dots", "blocks"):
+        (_, again), gradients_again = run(params, remat)
+        np.testing.assert_allclose(again, plain, atol=1e-5 * np.abs(plain).max())
+        for path, leaf in gradients.items():
+            found = gradients_again[path]
+            np.testing.assert_allclose(found, leaf, atol=1e-5 * largest, err_msg=path)
     # And it does recompute: the backward pass holds the forward convolutions once more.
-    counts = [
-        str(jax.make_jaxpr(partial(jax.grad(total, has_aux=True), remat=remat))(params)).count(
-            "conv_general_dilated["
-        )
-        for remat in (False, True)
-    ]
-    assert counts[1] > counts[0]
+    counts = {}
+    for remat in ("none", "dots", "blocks"):
+        program = jax.make_jaxpr(partial(jax.grad(total, has_aux=True), remat=remat))(params)
+        counts[remat] = str(program).count("conv_general_dilated[")
+    assert counts["none"] == counts["dots"] < counts["blocks"]
+
+    # What the backward pass finds of the forward one shrinks from policy to policy.
+    def kept(remat):
+        def residuals(x):
+            return jax.vjp(lambda x: network.bind(params)(x, t, text, remat=remat).sum(), x)[1]
+
+        return memory.saved(residuals, x)[0]
+
+    assert kept("none") > 1.2 * kept("dots") > 2 * kept("blocks") > 0

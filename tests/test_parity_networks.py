@@ -260,7 +260,7 @@ def dreambooth_case(name: str, rng):
 
 @pytest.mark.parametrize(
     ("name", "prediction_type", "remat"),
-    [("stage I", "epsilon", False), ("stage II", "v_prediction", True)],
+    [("stage I", "epsilon", "none"), ("stage II", "v_prediction", "blocks")],
 )
 def test_dreambooth_loss_and_all_its_gradients_agree(
     name, prediction_type, remat, pair, rng, tmp_path

@@ -269,3 +269,27 @@ def test_weights_are_kept_beside_the_checkpoints_and_never_removed(compiled, str
         other = jax.tree.map(lambda x: x + 1, train.result(compiled[1]))
         with pytest.raises(CheckpointError, match=r"step 4 is already in .* with other values"):
             kept.save(4, other)
+
+
+def test_a_known_device_gets_its_share_of_the_peak_beside_the_speed():
+    run, _ = counting()
+    lines = count(run, 4, share_of_peak=0.25)
+    for line in lines.scalars:
+        assert line["base/mfu"] == pytest.approx(0.25 * line["base/steps_per_second"])
+        assert line["base/seconds_per_step"] == pytest.approx(1 / line["base/steps_per_second"])
+    run, _ = counting()
+    assert all("base/mfu" not in line for line in count(run, 4).scalars)
+
+
+@pytest.mark.parametrize(("at", "traced"), [(2, [2, 3, 4]), (6, [6, 7]), (99, []), (None, [])])
+def test_a_trace_holds_the_steps_asked_for_and_ends_with_the_run(at, traced, monkeypatch, tmp_path):
+    run, log = counting()
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: log.append(f"start {folder}"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: log.append("stop"))
+    count(run, 8, profile=train.Profile(at, 3, tmp_path))
+    events = [event for event in log if not event.startswith("fetch")]
+    if traced:
+        first = events.index(f"start {tmp_path}")
+        assert events[first + 1 : events.index("stop")] == [f"step {n}" for n in traced]
+    assert len([event for event in events if event.startswith("step")]) == 8
+    assert events.count("stop") == bool(traced)

@@ -41,7 +41,7 @@ class Toy:
         words = params["text_encoder/embedding"][tokens["ids"]]
         return (words * tokens["mask"][..., None]).astype(dtype)
 
-    def predict(self, params, xt, t, text, *, condition=None, noise_level=None, remat=False):
+    def predict(self, params, xt, t, text, *, condition=None, noise_level=None, remat="none"):
         self.calls.append({"xt": xt, "t": t, "text": text, "condition": condition})
         self.calls[-1] |= {"noise_level": noise_level, "remat": remat}
         x = xt if condition is None else jnp.concatenate([xt, condition], -1)

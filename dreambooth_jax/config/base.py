@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, config_dict
 from dreambooth_jax.adapt import ADAPTERS, THEN
 from dreambooth_jax.diffusion.guidance import THRESHOLDS
 from dreambooth_jax.diffusion.sampler import SAMPLERS
+from dreambooth_jax.models.unet_blocks import REMAT
 from dreambooth_jax.optim import LR_SCHEDULES, OPTIMIZERS
 
 # The projections of every kind of attention: UNet's, added text's, CLIP's, T5's.
@@ -60,6 +61,9 @@ def base_config() -> ConfigDict:
     c.train.batch_size = 4  # rows per optimizer step: all devices, all accumulation, both kinds
     c.train.prior_fraction = 0.5  # share of class rows among them, while λ > 0
     c.train.accumulate = 1  # parts a batch is cut into, one after the other, to save memory
+    # "none"; "dots": all but the results of convolutions and linear layers; "blocks": all of each
+    # residual block and attention (least memory, about a third more work)
+    c.train.remat = "none"  # what is computed again in the backward pass, to save memory
     c.train.text_encoder = False  # train the text encoder as well; see `trainable_rules`
     c.train.text_encoder_steps = config_dict.placeholder(int)  # then it rests; None: it never does
     c.train.ema_decay = 0.0  # per optimizer step, of the averaged weights that are kept; 0 is off
@@ -179,8 +183,13 @@ def base_config() -> ConfigDict:
 
     c.log = ConfigDict()
     c.log.tensorboard = False  # event files in <workdir>/tensorboard as well (extra: tensorboard)
+    c.log.profile_at = config_dict.placeholder(int)  # step whose trace goes to <workdir>/profile
+    c.log.profile_steps = 3  # steps in that trace
     c.compile = ConfigDict()
     c.compile.cache_dir = ""  # compiled programs; "" is the user's cache folder, "off" is none
+    c.precompile = ConfigDict()  # --mode=precompile: what programs would take on a TPU
+    c.precompile.topology = "v5e:2x2"  # generation and chips a side: v6e:4x4, v4:2x2x1, v5p:2x2x2
+    c.precompile.programs = ("sample", "train")  # drawing class images, the train step
     c.export = ConfigDict()
     c.export.dtype = "float16"  # of the exported weights: "float16", "bfloat16", "float32"
     c.export.single_file = False  # Stable Diffusion: one file for A1111 and ComfyUI as well
@@ -193,6 +202,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "subject.captions": ("prompt", "files"),
     "subject.masks": ("none", "files", "alpha"),
     "prior.kind": ("images", "prediction"),
+    "train.remat": tuple(REMAT),
+    "precompile.programs": ("sample", "train"),
     "adapt.name": tuple(ADAPTERS),
     "adapt.then": tuple(THEN),
     "loss.learned_variance": ("fixed", "trained"),
@@ -240,6 +251,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "evaluate.num_images",
         "evaluate.batch_size",
         "evaluate.resamples",
+        "log.profile_steps",
     ),
     "[0, inf)": (
         "prior_loss_weight",
@@ -260,6 +272,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "restore.base",
         "restore.upscaler",
         "identify.num_images",
+        "log.profile_at",
     ),
     "(0, inf)": (
         "adapt.alpha",
@@ -288,7 +301,8 @@ STAGE_KEYS = {  # a key of the second stage → the key of the first stage that 
     "sampler.upscaler_num_steps": "sampler.num_steps",
     "sampler.upscaler_guidance_scale": "sampler.guidance_scale",
 }
-# What may differ when a run is continued: nothing here changes a weight or a class image.
+# What may differ when a run is continued: nothing here changes a weight or a class image, beyond
+# rounding in the case of train.remat.
 RESULT_FREE_KEYS = (
     "subject.strict",
     "train.max_bad_steps",
@@ -298,6 +312,7 @@ RESULT_FREE_KEYS = (
     "train.checkpoint_every",
     "train.max_to_keep",
     "train.keep_weights_every",
+    "train.remat",
     "sample.*",
     "log.*",
     "compile.*",
@@ -305,6 +320,7 @@ RESULT_FREE_KEYS = (
     "hub.*",
     "identify.*",
     "evaluate.*",
+    "precompile.*",
     "restore.*",
 )
 # Without which a checkpoint cannot be read, or a prompt not be put together, by the other modes.

@@ -155,6 +155,11 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
         expected = "'base', 'upscaler' or both, in this order"
         yield Problem("stages", stages, expected, _write("stages", order or ("base",)))
 
+    key, programs = "precompile.programs", c["precompile.programs"]
+    if not programs or not set(programs) <= set(CHOICES[key]):
+        expected = f"one or more of {', '.join(map(repr, CHOICES[key]))}"
+        yield Problem(key, programs, expected, _default(key))
+
     try:
         re.compile(c["adapt.targets"])
     except re.error as error:

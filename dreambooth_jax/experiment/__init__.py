@@ -17,6 +17,7 @@ from dreambooth_jax.experiment import (
     class_images,
     delivery,
     evaluation,
+    program,
     setup,
     space,
     subjects,
@@ -24,13 +25,14 @@ from dreambooth_jax.experiment import (
     tuning,
 )
 from dreambooth_jax.experiment.evaluation import evaluate
+from dreambooth_jax.experiment.forecasting import forecast
 from dreambooth_jax.experiment.modes import export, sample
 from dreambooth_jax.experiment.naming import identify
 from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.signals import GracefulStop
 
-__all__ = ["evaluate", "export", "identify", "run", "sample"]
+__all__ = ["evaluate", "export", "forecast", "identify", "run", "sample"]
 
 
 def run(config: ConfigDict, folder: Path) -> Path:
@@ -76,7 +78,8 @@ def run(config: ConfigDict, folder: Path) -> Path:
 
         for kind in config.stages:  # "base", then "upscaler": the same code
             trained = tuning.fine_tune(kind, config, model, cast, classes, painter, workdir, stop)
-            model = model.with_trained(kind, tuning.adapter_of(config, model.stages[kind]), trained)
+            adapter = program.adapter_of(config, model.stages[kind])
+            model = model.with_trained(kind, adapter, trained)
 
         train.leave_if_asked(stop, "the training is finished and saved")
         painter.grid(model.weights, "after")

@@ -14,7 +14,7 @@ from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.experiment import delivery, setup, subjects
 from dreambooth_jax.experiment.model import Model
 from dreambooth_jax.experiment.painter import Painter
-from dreambooth_jax.experiment.tuning import adapter_of
+from dreambooth_jax.experiment.program import adapter_of
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.signals import GracefulStop
 

@@ -53,7 +53,7 @@ class Painter:
         self.captions = captions
         asked = [*grid_of(config, words), *judged_of(config, words)]
         self.prompts = tuple(dict.fromkeys(prompt for _, prompt, _ in asked))
-        self.settings = {kind: _settings(config, kind) for kind in model.kinds}
+        self.settings = {kind: settings_of(config, kind) for kind in model.kinds}
         self._tuned = {kind: as_tuned(config, model.stages[kind]) for kind in config.stages}
         self._samplers: dict[Stage, generate.Sampler] = {}
         self._texts = None if configs.learns_text(config) else self._encoded(model.weights)
@@ -282,7 +282,8 @@ def _whole(rows: int, model: Model) -> int:
     return -(-rows // parts) * parts
 
 
-def _settings(config: ConfigDict, kind: str) -> generate.Settings:
+def settings_of(config: ConfigDict, kind: str) -> generate.Settings:
+    """How a stage samples in this run."""
     c = configs.for_stage(config, kind)
     return generate.Settings(
         name=c.sampler.name,

@@ -1,6 +1,6 @@
 """What a run starts from: the base model on the mesh, and what its weights depend on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,15 @@ from dreambooth_jax.experiment.model import Model, as_tuned
 from dreambooth_jax.pipeline import Stage
 
 
-def open_stages(config: ConfigDict) -> dict[str, Stage]:
-    """The stages of the base model, without weights.
+def open_stages(config: ConfigDict, *, shapes_only: bool = False) -> dict[str, Stage]:
+    """The stages of the base model, without weights (`pipeline.open_stage` tells of `shapes_only`).
 
     Raises:
       FileNotFoundError, ValueError: which file or value is missing or not supported, or that the
         stages do not fit together.
     """
-    reading = {
+    reading: dict[str, Any] = {
+        "shapes_only": shapes_only,
         "variant": config.variant or None,
         "cache_dir": config.hub.cache_dir or None,
         "offline": config.hub.offline,
@@ -49,10 +50,14 @@ def open_stages(config: ConfigDict) -> dict[str, Stage]:
     return stages
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
-    """The mesh over all devices that the settings ask for."""
-    sizes = config.mesh
-    return sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)
+def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh that the settings ask for, over all devices or these.
+
+    Raises:
+      ValueError: its sizes do not fit their number.
+    """
+    over: dict[str, Any] = {} if devices is None else {"devices": devices}
+    return sharding.make_mesh(**config.mesh.to_dict(), **over)
 
 
 def load(config: ConfigDict, stages: Mapping[str, Stage]) -> Model:
@@ -61,15 +66,20 @@ def load(config: ConfigDict, stages: Mapping[str, Stage]) -> Model:
     starts = "" if configs.learns_text(config) else ("unet/", "vae/")
     weights, fingerprints = {}, {}
     for kind, stage in stages.items():
-        by_path = sharding.shardings(
-            stage.abstract,
-            rules=config.sharding.rules,
-            mesh=mesh,
-            min_bytes=config.sharding.min_bytes,
-        )
+        by_path = places(config, stage, mesh)
         logging.info("%s: where its weights go\n%s", kind, sharding.table(stage.abstract, by_path))
         weights[kind], fingerprints[kind] = load_stage(stage, by_path, starts)
     return Model(stages, weights, fingerprints, mesh)
+
+
+def places(config: ConfigDict, stage: Stage, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where each leaf of a stage's weights goes."""
+    return sharding.shardings(
+        stage.abstract,
+        rules=config.sharding.rules,
+        mesh=mesh,
+        min_bytes=config.sharding.min_bytes,
+    )
 
 
 def load_stage(

@@ -13,7 +13,7 @@ from dreambooth_jax import adapt, checkpoint, export, optim, train, tree, weight
 from dreambooth_jax import config as configs
 from dreambooth_jax.checkpoint.space import free_bytes, readable
 from dreambooth_jax.data.prompts import expanded
-from dreambooth_jax.experiment.tuning import adapter_of
+from dreambooth_jax.experiment.program import adapter_of
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.pipeline import Stage
 

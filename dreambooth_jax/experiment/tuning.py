@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from dreambooth_jax import adapt, checkpoint, generate, optim, sharding, train, tree
+from dreambooth_jax import checkpoint, chips, flops, generate, sharding, train, tree
 from dreambooth_jax import config as configs
 from dreambooth_jax.data import images
 from dreambooth_jax.data.batches import (
@@ -24,11 +23,10 @@ from dreambooth_jax.data.batches import (
 )
 from dreambooth_jax.data.class_images import ClassImages
 from dreambooth_jax.data.subject import Subject
-from dreambooth_jax.experiment import class_images, setup, subjects
-from dreambooth_jax.experiment.model import Model, as_tuned, compute_dtype
+from dreambooth_jax.experiment import budget, class_images, program, setup, subjects
+from dreambooth_jax.experiment.model import Model, as_tuned
 from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.workdir import Workdir
-from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.signals import GracefulStop
 
 _CLASS_ROWS_LOOKED_AT = 4  # of each class, by the held-out loss
@@ -52,11 +50,9 @@ def fine_tune(
     """
     c = configs.for_stage(config, kind)
     stage = model.stages[kind]
-    adapter = adapter_of(config, stage)
-    rows_at_once = c.train.batch_size // c.train.accumulate
-    sharding.check_rows(rows_at_once, model.mesh, key=f"batch_size of stage {kind!r}")
+    adapter = program.adapter_of(config, stage)
     text = painter.texts(model.weights)[kind]
-    trainable, frozen, recipe = start(c, model.weights[kind], text, adapter)
+    trainable, frozen, recipe = program.start(c, model.weights[kind], text, adapter)
     source, fixed = batches(kind, c, model, cast, classes, text=text)
     tokens = None
     if configs.learns_text(c):
@@ -65,17 +61,9 @@ def fine_tune(
         fixed |= StepTokens(every, np.unique(fixed["prompt"]), len(fixed["prompt"])).of(
             fixed["prompt"]
         )
-    run = train.compiled(
-        trainable,
-        frozen,
-        stage=as_tuned(config, stage),
-        recipe=recipe,
-        adapter=adapter,
-        tx=optim.make(c.optim, num_steps=c.train.num_steps, phases=recipe.phases),
-        mesh=model.mesh,
-        rules=c.sharding.rules,
-        min_bytes=c.sharding.min_bytes,
-    )
+    tuned = as_tuned(config, stage)
+    run = program.step(kind, c, tuned, model.mesh, trainable, frozen, recipe, adapter)
+    logging.info("%s", budget.line(config, kind, model.stages, run))
     logging.info("%s", announcement(kind, c, model, trainable, run.state))
     frozen = jax.device_put(frozen, run.frozen)
 
@@ -109,6 +97,8 @@ def fine_tune(
         else:
             state = restored[0]
             logging.info("%s: goes on from step %d of %d", kind, restored[1], c.train.num_steps)
+        if not adapter.keeps_base:
+            free(trainable)
         if int(state.step) < c.train.num_steps:
             to_come = c.train.max_to_keep + 1 - len(checkpoints.steps())
             checkpoint.check_space(workdir.root, to_come * checkpoint.estimate_bytes(run.state))
@@ -141,58 +131,30 @@ def fine_tune(
                     model.with_trained(kind, adapter, trained(now)).weights, f"{kind}-{step:06d}"
                 ),
                 on_check=None if held_out is None else lambda now: held_out(trained(now), frozen),
+                profile=train.Profile(
+                    c.log.profile_at, c.log.profile_steps, workdir.root / "profile" / kind
+                ),
+                share_of_peak=share_of_peak(run, state, frozen, batch_at(0)),
             )
     return trained(state)
 
 
-def start(
-    c: ConfigDict, weights: tree.Flat, text: generate.Text, adapter: adapt.Adapter
-) -> tuple[tree.Flat, dict[str, Any], train.Recipe]:
-    """What a stage's settings make of its weights and texts: trainable, frozen, the recipe.
-
-    Raises:
-      ValueError: nothing to train, or no text encoder to which its learning rate would apply.
-    """
-    trainable, frozen_weights = adapter.init(dict(weights), configs.trainable_rules(c))
-    phases = configs.phases(c)
-    rates = {path: phases[optim.owner(phases, path)].learning_rate for path in trainable if phases}
-    slower = [path for path in trainable if optim.is_text(path) and rates.get(path) is None]
-    if c.optim.text_encoder_learning_rate and not slower:
-        raise ValueError(
-            f"optim.text_encoder_learning_rate = {c.optim.text_encoder_learning_rate}, but no text "
-            "encoder is trained. Write --config.train.text_encoder=True, or leave it out."
-        )
-    frozen: dict[str, Any] = {"weights": frozen_weights}
-    if not configs.learns_text(c):  # encoded once: the encoder has no part in the steps
-        frozen = {
-            "weights": tree.split(frozen_weights, lambda path: path.startswith("unet/"))[0],
-            "table": text.table,
-        }
-    if by_prediction := c.prior_loss_weight > 0 and c.prior.kind == "prediction":
-        frozen["table"] = text.table  # of the untouched text encoder, too
-        if not adapter.keeps_base:  # a second copy: the trained one is overwritten in place
-            unet = tree.split(trainable, lambda path: path.startswith("unet/"))[0]
-            frozen["before"] = jax.tree.map(jnp.copy, unet)
-    recipe = train.Recipe(
-        seed=c.seed,
-        prior_loss_weight=c.prior_loss_weight,
-        min_snr_gamma=c.loss.min_snr_gamma,
-        accumulate=c.train.accumulate,
-        ema_decay=c.train.ema_decay,
-        dtype=compute_dtype(c),
-        aug_levels=(c.upscaler.aug_level, c.upscaler.aug_level),
-        time_steps=(c.loss.first_step, c.loss.last_step),
-        offset_noise=c.loss.offset_noise,
-        prior_by_prediction=by_prediction,
-        phases=phases,
-        learned_variance=c.loss.learned_variance == "trained",
-    )
-    return trainable, frozen, recipe
+def free(weights: tree.Flat) -> None:
+    """Gives up the weights that the state has copies of: two of them fill a small device."""
+    for leaf in weights.values():
+        if isinstance(leaf, jax.Array):
+            leaf.delete()
 
 
-def adapter_of(config: ConfigDict, stage: Stage) -> adapt.Adapter:
-    """The way in which the run's settings adapt a stage."""
-    return adapt.make(config.adapt, seed=config.seed, new_rows=stage.new_rows)
+def share_of_peak(
+    run: train.Compiled, state: Any, frozen: Any, batch: Mapping[str, Any]
+) -> float | None:
+    """Of what all devices could compute in a second, the part that one step is; None: not known."""
+    chip = chips.of(run.mesh.devices.flat[0])
+    if chip is None:
+        return None
+    traced = run.step.trace(state, frozen, run.put_batch(batch))
+    return flops.count(traced.jaxpr) / (chip.flops * run.mesh.size)
 
 
 def batches(

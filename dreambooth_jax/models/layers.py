@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 
 from dreambooth_jax import tree
+from dreambooth_jax.models.attention import attention as attention
 
 Array = jax.Array
 
@@ -260,40 +261,3 @@ def time_sinusoid(t: Array, size: int, *, flip_sin_to_cos: bool, freq_shift: flo
     sines, cosines = jnp.sin(angle), jnp.cos(angle)
     parts = [cosines, sines] if flip_sin_to_cos else [sines, cosines]
     return jnp.pad(jnp.concatenate(parts, -1), ((0, 0), (0, size - 2 * half)))
-
-
-# Score matrices above this many numbers no longer fit a core's cache: then one head at a time is
-# faster on CPU.
-_CPU_SCORES_AT_ONCE = 2**20
-
-
-def attention(
-    q: Array, k: Array, v: Array, *, bias: Array | None = None, scale: float | None = None
-) -> Array:
-    """Softmax attention (Vaswani et al. 2017): q `[B,L,H,D]`, k and v `[B,S,H,D]` -> `[B,L,H,D]`.
-
-    `bias` is broadcast to `[B,H,L,S]` and added to the scores; `scale` multiplies them before, 1/√D
-    when not given. Softmax in float32; returns the dtype of q.
-    """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if jax.default_backend() != "cpu":
-        return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=scale)
-    if q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2] <= _CPU_SCORES_AT_ONCE:
-        return _attend(q, k, v, bias, scale)
-
-    def one_head(args: tuple[Array, Array, Array, Array | None]) -> Array:
-        q1, k1, v1 = (x[:, :, None] for x in args[:3])
-        bias1 = None if args[3] is None else args[3][:, None]
-        return _attend(q1, k1, v1, bias1, scale)[:, :, 0]
-
-    q, k, v = (jnp.moveaxis(x, 2, 0) for x in (q, k, v))
-    if bias is not None:
-        by_head = jnp.broadcast_to(bias, (bias.shape[0], q.shape[0], *bias.shape[2:]))
-        bias = jnp.moveaxis(by_head, 1, 0)
-    return jnp.moveaxis(jax.lax.map(jax.checkpoint(one_head), (q, k, v, bias)), 0, 2)
-
-
-def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
-    scores = jnp.einsum("blhd,bshd->bhls", q, k).astype(jnp.float32) * scale
-    scores = scores if bias is None else scores + bias.astype(jnp.float32)
-    return jnp.einsum("bhls,bshd->blhd", jax.nn.softmax(scores).astype(v.dtype), v)

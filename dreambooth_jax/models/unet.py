@@ -256,11 +256,11 @@ class UNet(nnx.Module):
         noise_level: Array | None = None,
         pooled: Array | None = None,
         time_ids: Array | None = None,
-        remat: bool = False,
+        remat: str = "none",
     ) -> Array:
         cfg = self.cfg
         text = text.astype(x.dtype)  # one float32 input would turn the whole network to float32
-        call = unet_blocks.checkpointed if remat else (lambda block, *args: block(*args))
+        call = unet_blocks.REMAT[remat]
         time = self.time_embedding(self._sinusoid(t).astype(x.dtype))
         if self.class_embedding is not None:
             if noise_level is None:
@@ -288,12 +288,12 @@ class UNet(nnx.Module):
         x = self.conv_in(x)
         skips = [x]
         for down in self.down_blocks:
-            x, new = call(down, x, time, text)
+            x, new = down(x, time, text, call=call)
             skips += new
-        x = call(self.mid_block, x, time, text)
+        x = self.mid_block(x, time, text, call=call)
         for up in self.up_blocks:
             taken = [skips.pop() for _ in up.resnets][::-1]
-            x = call(up, x, taken, time, text)
+            x = up(x, taken, time, text, call=call)
         return self.conv_out(layers.activation(cfg.act_fn)(self.conv_norm_out(x)))
 
     def _sinusoid(self, t: Array, size: int | None = None) -> Array:

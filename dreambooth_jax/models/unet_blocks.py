@@ -6,6 +6,7 @@ section 2.4: "added" keys and values), in Stable Diffusion's it is a transformer
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,8 @@ def downsample_mean(x: Array) -> Array:
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
+# How a part of a block is called: as it is, or so that it is computed again (`REMAT`).
+Call = Callable[..., Any]
 RESAMPLE = {"none": lambda x: x, "up": upsample_nearest, "down": downsample_mean}
 
 
@@ -173,14 +176,16 @@ class DownBlock(nnx.Module):
         down = Downsample(size_out) if kind.latent else resnet(size_out, resample="down")
         self.downsamplers: Any = nnx.List([down]) if resample else None
 
-    def __call__(self, x: Array, time: Array, text: Array) -> tuple[Array, list[Array]]:
+    def __call__(
+        self, x: Array, time: Array, text: Array, *, call: Call
+    ) -> tuple[Array, list[Array]]:
         skips = []
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, time)
-            x = x if self.attentions is None else self.attentions[i](x, text)
+            x = call(resnet, x, time)
+            x = x if self.attentions is None else call(self.attentions[i], x, text)
             skips.append(x)
         if self.downsamplers is not None:
-            x = self.downsamplers[0](x, time)
+            x = call(self.downsamplers[0], x, time)
             skips.append(x)
         return x, skips
 
@@ -215,11 +220,13 @@ class UpBlock(nnx.Module):
         up = Upsample(size_out) if kind.latent else resnet(size_out, resample="up")
         self.upsamplers: Any = nnx.List([up]) if resample else None
 
-    def __call__(self, x: Array, skips: list[Array], time: Array, text: Array) -> Array:
+    def __call__(
+        self, x: Array, skips: list[Array], time: Array, text: Array, *, call: Call
+    ) -> Array:
         for i, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], -1), time)
-            x = x if self.attentions is None else self.attentions[i](x, text)
-        return x if self.upsamplers is None else self.upsamplers[0](x, time)
+            x = call(resnet, jnp.concatenate([x, skips.pop()], -1), time)
+            x = x if self.attentions is None else call(self.attentions[i], x, text)
+        return x if self.upsamplers is None else call(self.upsamplers[0], x, time)
 
 
 class MidBlock(nnx.Module):
@@ -238,8 +245,9 @@ class MidBlock(nnx.Module):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List([attention])
 
-    def __call__(self, x: Array, time: Array, text: Array) -> Array:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, time), text), time)
+    def __call__(self, x: Array, time: Array, text: Array, *, call: Call) -> Array:
+        x = call(self.attentions[0], call(self.resnets[0], x, time), text)
+        return call(self.resnets[1], x, time)
 
 
 class TimeMLP(nnx.Module):
@@ -307,7 +315,28 @@ UP_BLOCKS: dict[str, Kind] = {
 }
 
 
-def checkpointed(block: Any, *args: Any) -> Any:
-    """`block(*args)`, its activations computed again in the backward pass (Chen et al. 2016)."""
+def _plainly(block: Any, *args: Any) -> Any:
+    return block(*args)
+
+
+def _again(block: Any, *args: Any, policy: Any = None) -> Any:
+    """`block(*args)`; of what it computes, the backward pass finds only what `policy` keeps."""
     structure, state = nnx.split(block)
-    return jax.checkpoint(lambda state, *inner: nnx.merge(structure, state)(*inner))(state, *args)
+    pure = jax.checkpoint(lambda state, *inner: nnx.merge(structure, state)(*inner), policy=policy)
+    return pure(state, *args)
+
+
+def _products(primitive: Any, *args: Any, **params: Any) -> bool:
+    """Of convolutions and linear layers, not of attention, whose products are one per row."""
+    if primitive.name == "conv_general_dilated":
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+
+
+# What is computed a second time in the backward pass, to save memory (Chen et al. 2016): nothing;
+# all but the results of convolutions and linear layers; all of each residual block and attention.
+REMAT: dict[str, Call] = {
+    "none": _plainly,
+    "dots": functools.partial(_again, policy=_products),
+    "blocks": _again,
+}

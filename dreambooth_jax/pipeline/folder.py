@@ -14,6 +14,7 @@ from dreambooth_jax.pipeline.families import FAMILIES
 from dreambooth_jax.pipeline.hub import locate
 from dreambooth_jax.pipeline.stage import Latents, Stage
 from dreambooth_jax.text import tokenizer as tokenizers
+from dreambooth_jax.text.tokenizer import Tokenizer
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -35,17 +36,33 @@ def open_stage(
     variant: str | None = None,
     cache_dir: str | None = None,
     offline: bool = False,
+    shapes_only: bool = False,
 ) -> Stage:
-    """Reads everything but the weights of the stage called `name` (`locate` explains the last two).
+    """Reads everything but the weights of the stage called `name`.
 
     Args:
+      cache_dir, offline: see `locate`.
+      shapes_only: the networks' shapes are all that is wanted: weights are not downloaded, and
+        tokenizers may be missing.
       resolution: pixels along a side, for a latent model, instead of its own.
       variant: which weight files `read_weights` will take: "fp16" for `….fp16.safetensors`.
 
     Raises:
       FileNotFoundError, ValueError: what is missing, or which value of which file is not supported.
     """
-    folder = locate(name, kind=kind, variant=variant, cache_dir=cache_dir, offline=offline)
+    folder = locate(
+        name,
+        kind=kind,
+        variant=variant,
+        cache_dir=cache_dir,
+        offline=offline,
+        weights=not shapes_only,
+    )
+
+    def tokenizer_in(part: str) -> Tokenizer:
+        absent = shapes_only and not (folder / part).is_dir()
+        return Tokenizer(None) if absent else tokenizers.load(folder / part)
+
     index = _json(folder / "model_index.json")
     found = index.get("_class_name")
     if found not in FAMILIES:
@@ -82,7 +99,7 @@ def open_stage(
             family=family,
             networks=networks,
             tokenizers={
-                part: tokenizers.load(folder / tokenizer)
+                part: tokenizer_in(tokenizer)
                 for part, (tokenizer, _) in family.text_encoders.items()
             },
             schedule=schedules.from_config(scheduler),

@@ -18,6 +18,7 @@ def locate(
     variant: str | None = None,
     cache_dir: str | None = None,
     offline: bool = False,
+    weights: bool = True,
 ) -> Path:
     """The folder of a model: `"embedded"`, a folder, or a hub repository, `owner/name[@revision]`.
 
@@ -28,6 +29,7 @@ def locate(
       kind: "base" or "upscaler", or "encoder" for one network in the layout of transformers.
       variant: which weights are downloaded: "fp16" for `….fp16.safetensors`, None for plain ones.
       offline: take what the cache holds and ask nobody; HF_HUB_OFFLINE=1 does the same.
+      weights: download weights, too.
 
     Raises:
       FileNotFoundError: no such folder, and the hub has or gives none of that name; says why.
@@ -46,7 +48,8 @@ def locate(
             + f"a folder with {'config' if kind == 'encoder' else 'model_index'}.json, or a hub id "
             "'owner/name' or 'owner/name@revision'."
         )
-    files = list(_ENCODER) if kind == "encoder" else wanted_files(variant)
+    files = wanted_files(variant) if weights else [*_REST]
+    files = list(_ENCODER) if kind == "encoder" else files
     return _downloaded(
         repository, revision or None, files=files, cache_dir=cache_dir, offline=offline
     )

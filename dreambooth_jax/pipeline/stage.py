@@ -229,7 +229,7 @@ class Stage:
         condition: Array | None = None,
         noise_level: Array | None = None,
         sizes: Array | None = None,
-        remat: bool = False,
+        remat: str = "none",
     ) -> Array:
         """The network's output `[B,H,W,C or 2C]`, float32; computes in the dtype of `text`.
 

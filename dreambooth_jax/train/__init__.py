@@ -12,6 +12,7 @@ from dreambooth_jax.train.loop import (
     leave_if_asked,
     result,
 )
+from dreambooth_jax.train.profile import Profile
 from dreambooth_jax.train.step import (
     Batch,
     Compiled,
@@ -22,6 +23,7 @@ from dreambooth_jax.train.step import (
     gradients,
     initial_state,
     loss_fn,
+    rows_of,
     train_step,
 )
 
@@ -32,6 +34,7 @@ __all__ = [
     "Interrupted",
     "NonFiniteError",
     "Pace",
+    "Profile",
     "Recipe",
     "TrainState",
     "compiled",
@@ -42,5 +45,6 @@ __all__ = [
     "leave_if_asked",
     "loss_fn",
     "result",
+    "rows_of",
     "train_step",
 ]

@@ -88,7 +88,7 @@ class HeldOutLoss:
         pure = functools.partial(loss_fn, stage=stage, recipe=plain, adapter=adapter)
         places = {path: leaf.sharding for path, leaf in run.state.trainable.items()}
         self._call = jax.jit(
-            lambda trainable, frozen, part: pure(trainable, frozen, part)[1],
+            sharding.traced_for(run.mesh, lambda *args: pure(*args)[1]),
             in_shardings=(places, run.frozen, None),
             out_shardings=whole,
         )

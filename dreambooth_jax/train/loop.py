@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from dreambooth_jax.train.profile import Profile
 from dreambooth_jax.train.step import Batch, Compiled, TrainState
 
 
@@ -69,8 +70,13 @@ def fit(
     stop: Any = None,
     on_sample: Callable[[int, TrainState], None] | None = None,
     on_check: Callable[[TrainState], Mapping[str, float]] | None = None,
+    profile: Profile | None = None,
+    share_of_peak: float | None = None,
 ) -> TrainState:
     """Trains from `state.step` to `pace.num_steps`.
+
+    share_of_peak: what part of all devices' arithmetic one step per second would use; with it the
+    metrics have `mfu`, the part that is used.
 
     Metrics of step n are fetched after step n + 1 was dispatched, so the device never waits for the
     host. `checkpoints` get all of the state, `kept` the trained leaves alone (`result`). What
@@ -113,7 +119,11 @@ def fit(
             names = [name for name in good[0] if name != "bad_steps"]
             mean = {f"{label}/{name}": float(np.mean([v[name] for v in good])) for name in names}
             mean[f"{label}/skipped_steps"] = float(sum(v["bad_steps"] > 0 for v in seen))
-            mean[f"{label}/steps_per_second"] = len(seen) / max(time.monotonic() - since, 1e-9)
+            pace_now = len(seen) / max(time.monotonic() - since, 1e-9)
+            mean[f"{label}/steps_per_second"] = pace_now
+            mean[f"{label}/seconds_per_step"] = 1 / pace_now
+            if share_of_peak is not None:
+                mean[f"{label}/mfu"] = share_of_peak * pace_now
             writer.write_scalars(step + 1, mean)
             since = time.monotonic()
             seen.clear()
@@ -141,6 +151,8 @@ def fit(
         if sampled and first and first % pace.sample_every == 0:
             sample(first)  # again: the run may have been killed before they were drawn
         for step in range(first, pace.num_steps):
+            if profile is not None:
+                profile.before(step, state)
             state, metrics = run.step(state, frozen, run.put_batch(batch_at(step)))
             pending.append((step, metrics))
             done = step + 1
@@ -178,4 +190,6 @@ def fit(
                 )
             if sampling:
                 sample(done)
+    if profile is not None:
+        profile.end(state)
     return state

@@ -51,6 +51,7 @@ class Recipe:
     `time_steps` those that x0 is noised to. With `prior_by_prediction` a class row's target is what
     the untouched model says (`frozen["before"]`), not its picture. `phases` tell which leaves are
     trained when; the optimizer knows the same ones. `learned_variance` adds the variational bound.
+    `remat` is one of `models.unet_blocks.REMAT`.
     """
 
     seed: int
@@ -65,7 +66,7 @@ class Recipe:
     prior_by_prediction: bool = False
     phases: tuple[optim.Phase, ...] = ()
     learned_variance: bool = False
-    remat: bool = False
+    remat: str = "none"
 
 
 def draw(stage: Stage, recipe: Recipe, batch: Batch, step: Array) -> dict[str, Array]:
@@ -101,6 +102,14 @@ def draw(stage: Stage, recipe: Recipe, batch: Batch, step: Array) -> dict[str, A
     return drawn
 
 
+def rows_of(stage: Stage, recipe: Recipe, batch: Batch, step: Array) -> dict[str, Any]:
+    """All that the loss of a step needs of its rows: what is drawn, the batch, weights of rows."""
+    rows: dict[str, Any] = draw(stage, recipe, batch, step)
+    rows |= {name: batch[name] for name in _FROM_BATCH if name in batch}
+    rows["weights"] = loss.row_weights(batch["is_prior"], recipe.prior_loss_weight)
+    return rows
+
+
 def loss_fn(
     trainable: tree.Flat,
     frozen: Mapping[str, Any],
@@ -119,7 +128,7 @@ def loss_fn(
     xt = process.add_noise(stage.schedule, rows["x0"], rows["noise"], rows["t"])
     extra = {name: rows[name] for name in ("condition", "noise_level", "sizes") if name in rows}
 
-    def predict(params: tree.Flat, table: Any, at: Array, remat: bool) -> Array:
+    def predict(params: tree.Flat, table: Any, at: Array, remat: str) -> Array:
         text = jax.tree.map(lambda x: x[at], table)
         return stage.predict(params, xt, rows["t"], text, **extra, remat=remat)
 
@@ -129,7 +138,7 @@ def loss_fn(
     if recipe.prior_by_prediction:
         before = jax.tree.map(lambda x: x.astype(recipe.dtype), frozen["table"])
         untouched = {**frozen["weights"], **frozen.get("before", {})}
-        said = predict(untouched, before, rows["prompt"], False)
+        said = predict(untouched, before, rows["prompt"], "none")
         said = jax.lax.stop_gradient(said)
         plain = process.target(stage.schedule, rows["x0"], rows["noise"], rows["t"])
         is_prior = rows["is_prior"][:, None, None, None]
@@ -202,9 +211,7 @@ def train_step(
     tx: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step; where loss or gradient is not finite, only the counters change."""
-    rows: dict[str, Any] = draw(stage, recipe, batch, state.step)
-    rows |= {name: batch[name] for name in _FROM_BATCH if name in batch}
-    rows["weights"] = loss.row_weights(batch["is_prior"], recipe.prior_loss_weight)
+    rows = rows_of(stage, recipe, batch, state.step)
     value, parts, grads = gradients(
         state.trainable, frozen, rows, recipe=recipe, stage=stage, adapter=adapter
     )
@@ -245,7 +252,7 @@ def initial_state(
 class Compiled:
     """The jitted step with the shardings it was compiled for."""
 
-    step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, Array]]]
+    step: Any  # jitted: (state, frozen, batch) -> (state, metrics)
     init: Callable[[tree.Flat], TrainState]
     state: Any  # tree of ShapeDtypeStruct with shardings: what a checkpoint is restored into
     frozen: Any
@@ -291,7 +298,7 @@ def compiled(
         # Batches come with their shardings (rows split, prompt tables whole): None takes them as
         # they are.
         step=jax.jit(
-            step,
+            sharding.traced_for(mesh, step),
             in_shardings=(states, frozen_shardings, None),
             out_shardings=(states, whole),
             donate_argnums=0,

@@ -1,0 +1,89 @@
+"""Whether a stage's train step will fit its devices, told before it is compiled."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dreambooth_jax import chips, sharding, train
+from dreambooth_jax import config as configs
+from dreambooth_jax.experiment import shapes
+from dreambooth_jax.pipeline import Stage
+from dreambooth_jax.train import memory
+
+
+def line(config: ConfigDict, kind: str, stages: Mapping[str, Stage], run: train.Compiled) -> str:
+    """An estimate beside the memory of a device, and what would make the step fit if it does not.
+
+    Of a device that does not tell its memory (a CPU) only the state is added up.
+    """
+    mesh = run.mesh
+    device = mesh.devices.flat[0]
+    limit = memory_of(device)
+    if limit is None:
+        state = memory.of_state(run)
+        return f"{kind}: state and gradients take {state / 2**30:.2f} GiB on each device."
+    found = estimate(config, kind, stages, mesh)
+    told = f"{kind}: about {found} on each device of {limit / 2**30:.2f} GiB."
+    if found.total <= limit:
+        return told
+    others = [
+        (words, estimate(changed, kind, stages, there).total)
+        for words, changed, there in _remedies(config, kind, mesh)
+    ]
+    enough = [words for words, total in others if total <= limit]
+    listed = ", ".join(f"{words} {total / 2**30:.1f}" for words, total in others)
+    advice = f"Any of these would make it fit: {'; '.join(enough)}." if enough else "Use several."
+    return f"{told} It will probably not fit. {advice} GiB with each: {listed}."
+
+
+def memory_of(device: Any) -> float | None:
+    """Bytes that programs may take on a device; None where neither it nor a table tells."""
+    try:
+        stats = device.memory_stats()
+    except Exception:  # devices of a topology that is not here have none
+        stats = None
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    chip = chips.of(device)
+    return chip.memory if chip else None
+
+
+def estimate(
+    config: ConfigDict, kind: str, stages: Mapping[str, Stage], mesh: Mesh
+) -> memory.Estimate:
+    """What the step of a stage takes on each device."""
+    step = shapes.step_of(config, kind, stages, mesh)
+    return memory.estimate(
+        step.run,
+        step.frozen,
+        step.batch,
+        stage=step.stage,
+        recipe=step.recipe,
+        adapter=step.adapter,
+    )
+
+
+def _remedies(config: ConfigDict, kind: str, mesh: Mesh) -> Iterator[tuple[str, ConfigDict, Mesh]]:
+    """Settings that save memory, as (what to write, the configuration with it, its mesh)."""
+    c = configs.for_stage(config, kind)
+    most = c.train.batch_size // sharding.row_shards(mesh)
+    own = {first: key for key, first in configs.STAGE_KEYS.items()} if kind == "upscaler" else {}
+    changes: list[tuple[str, Any, bool]] = [
+        ("train.remat", "blocks", c.train.remat != "blocks"),
+        (own.get("train.accumulate", "train.accumulate"), most, most > c.train.accumulate),
+        ("dtype", "bfloat16", config.dtype == "float32"),
+        ("optim.name", "adamw8bit", config.optim.name != "adamw8bit"),
+        ("mesh.fsdp", mesh.size, mesh.shape["fsdp"] < mesh.size),
+        ("adapt.name", "lora", config.adapt.name == "full"),
+    ]
+    for key, value, helps in changes:
+        if helps:
+            changed = config.copy_and_resolve_references()
+            changed.update_from_flattened_dict({key: value})
+            there = mesh
+            if key == "mesh.fsdp":
+                devices = list(mesh.devices.flat)
+                there = sharding.make_mesh(data=1, fsdp=mesh.size, devices=devices)
+            yield f"{key}={value}", changed.lock(), there

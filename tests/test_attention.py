@@ -1,0 +1,87 @@
+"""Which form of attention a device gets, and the Pallas kernel against plain softmax."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from dreambooth_jax import sharding
+from dreambooth_jax.models import attention
+
+LATENT = (2, 4096, 8, 40)  # the queries of Stable Diffusion at 64²
+TPU = ("tpu", "TPU v5 lite", 1)
+HOPPER = ("gpu", "NVIDIA H100 80GB HBM3", 132)
+
+
+def asked_on(platform, kind, cores, *args, data=1, **kwargs):
+    device = AbstractDevice(device_kind=kind, num_cores=cores, platform=platform)
+    mesh = AbstractMesh(
+        (data, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        return attention.chosen(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "keys", "form"),
+    [
+        (TPU, LATENT, 4096, "pallas"),
+        (TPU, LATENT, 77, "xla"),  # the text: few keys
+        (TPU, (2, 256, 8, 160), 256, "xla"),
+        (TPU, (2, 1024, 22, 64), 1101, "pallas"),  # DeepFloyd IF's text and image
+        (TPU, (2, 4096, 1, 512), 4096, "xla"),  # the middle of a VAE
+        (TPU, (2, 1100, 8, 64), 1100, "xla"),  # queries that fill no whole block
+        (HOPPER, LATENT, 4096, "cudnn"),
+        (HOPPER, (2, 4096, 1, 512), 4096, "xla"),
+        (("gpu", "AMD Instinct MI300X", 304), LATENT, 4096, "xla"),
+        (("cpu", "cpu", 1), LATENT, 4096, "by head"),
+        (("cpu", "cpu", 1), (2, 64, 8, 40), 64, "whole"),
+    ],
+)
+def test_the_device_in_context_chooses(device, shape, keys, form, monkeypatch):
+    monkeypatch.setattr(attention, "_since_ampere", lambda: True)
+    assert asked_on(*device, shape, keys, jnp.bfloat16, plain=True) == form
+
+
+def test_a_bias_rows_that_do_not_divide_and_old_or_wide_numbers_are_for_xla(monkeypatch):
+    monkeypatch.setattr(attention, "_since_ampere", lambda: True)
+    assert asked_on(*TPU, LATENT, 4096, jnp.bfloat16, plain=False) == "xla"
+    assert asked_on(*TPU, LATENT, 4096, jnp.bfloat16, plain=True, data=4) == "xla"
+    assert asked_on(*HOPPER, LATENT, 4096, jnp.float32, plain=True) == "xla"
+    monkeypatch.setattr(attention, "_since_ampere", lambda: False)
+    assert asked_on(*HOPPER, LATENT, 4096, jnp.bfloat16, plain=True) == "xla"
+
+
+@pytest.mark.parametrize(
+    ("keys", "split"),
+    [(128, False), (150, True)],  # whole blocks; the last one filled up, rows on two devices
+)
+def test_the_kernel_and_its_gradients_are_those_of_plain_softmax(keys, split, rng):
+    q = jnp.asarray(rng.normal(size=(2, 128, 2, 40)), jnp.float32)
+    k, v = (jnp.asarray(rng.normal(size=(2, keys, 2, 40)), jnp.float32) for _ in range(2))
+    pull = jnp.asarray(rng.normal(size=q.shape), jnp.float32)
+
+    def total(form, q, k, v):
+        answer = form(q, k, v, None, 40**-0.5)
+        return (answer * pull).sum(), answer
+
+    def run(form):
+        return jax.jit(jax.value_and_grad(partial(total, form), argnums=(0, 1, 2), has_aux=True))
+
+    kernel = run(attention.FORMS["pallas"])
+    if split:
+        mesh = sharding.make_mesh(data=2, devices=jax.devices()[:2])
+        rows = sharding.rows(mesh)
+        kernel = jax.jit(sharding.traced_for(mesh, kernel), in_shardings=rows)
+    with pltpu.force_tpu_interpret_mode():
+        (_, found), slopes = kernel(q, k, v)
+    (_, expected), expected_slopes = run(attention.FORMS["whole"])(q, k, v)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for slope, wanted in zip(slopes, expected_slopes, strict=True):
+        assert np.abs(wanted).max() > 0.05
+        np.testing.assert_allclose(slope, wanted, atol=1e-5)

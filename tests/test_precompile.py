@@ -1,0 +1,106 @@
+"""Programs compiled for TPUs that are not here, against sizes that follow from their shapes."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from toy_stage import optimizer
+
+from dreambooth_jax import chips, optim, precompile, sharding
+from dreambooth_jax.models import attention
+
+pytest.importorskip("libtpu", reason="needs libtpu (the extra precompile): it is the compiler")
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "chip"),
+    [
+        ("v5e:2x2", 4, "v5e"),
+        ("v5e:1x1", 1, "v5e"),
+        ("v6e:4x4", 16, "v6e"),
+        ("v4:2x2x1", 4, "v4"),
+        ("v5p:2x2x2", 8, "v5p"),
+        ("tpu7x:2x2x1", 8, "half a 7x"),
+    ],
+)
+def test_slices_have_their_devices_and_known_chips(name, count, chip):
+    devices = precompile.topology(name)
+    assert len(devices) == count
+    known = chips.of(devices[0])
+    assert known is not None and known.name == chip
+
+
+def test_a_slice_that_does_not_exist_is_refused_with_examples():
+    with pytest.raises(ValueError, match=r"precompile.topology = 'v5e:3x5'.*such as v5e:2x2"):
+        precompile.topology("v5e:3x5")
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(devices=precompile.topology("v5e:2x2"))
+
+
+def test_sizes_of_a_product_are_those_of_its_shapes(mesh):
+    x = jax.ShapeDtypeStruct((1024, 512), jnp.float32, sharding=sharding.rows(mesh))
+    w = jax.ShapeDtypeStruct((512, 256), jnp.float32, sharding=sharding.replicated(mesh))
+    product = jax.jit(jnp.matmul, out_shardings=sharding.rows(mesh))
+    found = precompile.forecast("x @ w", product, x, w, devices=list(mesh.devices.flat))
+    rows, weights, answer = 1024 * 512 // 4 * 4, 512 * 256 * 4, 1024 * 256 // 4 * 4
+    assert found.fits
+    assert found.arguments == rows + weights
+    assert found.outputs == answer
+    assert found.operations == 2 * 1024 * 512 * 256 / 4
+    assert found.moved >= rows + weights + answer
+    assert found.least_seconds >= found.moved / 819e9
+    assert "x @ w" in precompile.as_table([found])
+
+
+def test_what_is_too_large_is_told_with_its_size(mesh):
+    huge = jax.ShapeDtypeStruct((8, 2**29), jnp.float32, sharding=sharding.replicated(mesh))
+    doubled = jax.jit(lambda x: 2 * x)
+    found = precompile.forecast("2x", doubled, huge, devices=list(mesh.devices.flat))
+    assert not found.fits
+    assert found.memory == 2 * 16 * 2**30
+    assert found.limit == chips.CHIPS["TPU v5 lite"].memory  # the compiler's own word
+    assert "NO" in precompile.as_table([found])
+
+
+def test_many_scores_become_a_kernel_on_each_device_s_rows(mesh):
+    q = jax.ShapeDtypeStruct((4, 1024, 2, 64), jnp.bfloat16, sharding=sharding.rows(mesh))
+    few = jax.ShapeDtypeStruct((4, 77, 2, 64), jnp.bfloat16, sharding=sharding.rows(mesh))
+    attend = jax.jit(sharding.traced_for(mesh, attention.attention))
+    assert "tpu_custom_call" in attend.trace(q, q, q).lower().as_text()
+    assert "tpu_custom_call" not in attend.trace(q, few, few).lower().as_text()
+    assert "tpu_custom_call" not in str(jax.make_jaxpr(attention.attention)(q, q, q))
+
+
+def test_eight_bit_moments_stay_eight_bits_are_split_and_updated_in_place(mesh):
+    split = sharding.make_mesh(data=1, fsdp=4, devices=list(mesh.devices.flat))
+    shape = (512, 1024)
+    tx = optim.make(optimizer("adamw8bit"), num_steps=10)
+    weights = {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    by_path = {"kernel": NamedSharding(split, P(None, "fsdp"))}
+    state = jax.eval_shape(tx.init, weights)
+    places = (by_path, sharding.like_parameters(state, by_path, weights, split))
+    on = partial(jax.tree.map, lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s))
+    weights, state = on((weights, state), places)
+
+    def update(both, grads):
+        weights, state = both
+        updates, state = tx.update(grads, state, weights)
+        return {"kernel": weights["kernel"] + updates["kernel"]}, state
+
+    step = jax.jit(update, donate_argnums=0, out_shardings=places)
+    found = precompile.forecast(
+        "update", step, (weights, state), weights, devices=list(split.devices.flat)
+    )
+    part = np.prod(shape) // 4
+    # Weights and gradients in 4 bytes, two moments in 1 each; scales of 256 numbers, and padding.
+    assert 10 * part <= found.arguments <= 10.2 * part
+    # All but the gradients is updated where it is.
+    assert found.aliased >= 6 * part
+    assert found.outputs - found.aliased <= 0.05 * part

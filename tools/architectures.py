@@ -1,0 +1,181 @@
+r"""Writes folders that hold published models' configuration and no weights, for --mode=precompile.
+
+    python tools/architectures.py build/architectures
+    python -m dreambooth_jax.main --config=configs/stable_diffusion.py:sd15 --mode=precompile \
+        --config.base_model=build/architectures/sd15
+
+Values: the models' config.json files, as far as they shape the networks. Who has the models, or the
+network to download their configuration, does not need this.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+_SD_UNET = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+_VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
+_CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "vocab_size": 49408,
+    "projection_dim": 768,
+}
+_CLIP_G = _CLIP_L | {
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
+_T5_XXL = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+_LATENT_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+}
+_IF_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "epsilon",
+    "variance_type": "learned_range",
+    "thresholding": True,
+    "dynamic_thresholding_ratio": 0.95,
+    "sample_max_value": 1.5,
+}
+_IF_UNET = {
+    "sample_size": 64,
+    "in_channels": 3,
+    "out_channels": 6,
+    "block_out_channels": [704, 1408, 2112, 2816],
+    "layers_per_block": 3,
+    "down_block_types": ["ResnetDownsampleBlock2D", *["SimpleCrossAttnDownBlock2D"] * 3],
+    "up_block_types": [*["SimpleCrossAttnUpBlock2D"] * 3, "ResnetUpsampleBlock2D"],
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "attention_head_dim": 64,
+    "cross_attention_dim": 2816,
+    "cross_attention_norm": "group_norm",
+    "encoder_hid_dim": 4096,
+    "encoder_hid_dim_type": "text_proj",
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 64,
+    "resnet_time_scale_shift": "scale_shift",
+    "act_fn": "gelu",
+}
+_IF_UPSCALER = _IF_UNET | {
+    "sample_size": 256,
+    "in_channels": 6,
+    "block_out_channels": [160, 320, 640, 960, 1280],
+    "layers_per_block": [2, 2, 3, 5, 5],
+    "down_block_types": [
+        *["ResnetDownsampleBlock2D"] * 3,
+        *["SimpleCrossAttnDownBlock2D"] * 2,
+    ],
+    "up_block_types": [*["SimpleCrossAttnUpBlock2D"] * 2, *["ResnetUpsampleBlock2D"] * 3],
+    "cross_attention_dim": 1280,
+    "class_embed_type": "timestep",
+    "resnet_skip_time_act": True,
+    "resnet_out_scale_factor": 1.4142271248762552,
+    "mid_block_scale_factor": 1.4142271248762552,
+    "time_embedding_act_fn": "gelu",
+    "time_embedding_dim": 1280,
+}
+_SDXL_UNET = {
+    "sample_size": 128,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280],
+    "layers_per_block": 2,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": [5, 10, 20],
+    "transformer_layers_per_block": [1, 2, 10],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+MODELS: dict[str, dict[str, dict[str, Any]]] = {
+    "sd15": {
+        "model_index.json": {"_class_name": "StableDiffusionPipeline"},
+        "unet/config.json": _SD_UNET,
+        "vae/config.json": _VAE,
+        "text_encoder/config.json": _CLIP_L,
+        "scheduler/scheduler_config.json": _LATENT_SCHEDULER,
+    },
+    "sdxl": {
+        "model_index.json": {
+            "_class_name": "StableDiffusionXLPipeline",
+            "force_zeros_for_empty_prompt": True,
+        },
+        "unet/config.json": _SDXL_UNET,
+        "vae/config.json": _VAE | {"sample_size": 1024, "scaling_factor": 0.13025},
+        "text_encoder/config.json": _CLIP_L,
+        "text_encoder_2/config.json": _CLIP_G,
+        "scheduler/scheduler_config.json": _LATENT_SCHEDULER,
+    },
+    "if_xl": {
+        "model_index.json": {"_class_name": "IFPipeline"},
+        "unet/config.json": _IF_UNET,
+        "text_encoder/config.json": _T5_XXL,
+        "scheduler/scheduler_config.json": _IF_SCHEDULER,
+    },
+    "if_upscaler": {
+        "model_index.json": {"_class_name": "IFSuperResolutionPipeline"},
+        "unet/config.json": _IF_UPSCALER,
+        "text_encoder/config.json": _T5_XXL,
+        "scheduler/scheduler_config.json": _IF_SCHEDULER | {"sample_max_value": 1.0},
+        "image_noising_scheduler/scheduler_config.json": {
+            "beta_schedule": "squaredcos_cap_v2",
+        },
+    },
+}
+
+
+def write(folder: Path) -> None:
+    for name, files in MODELS.items():
+        for file, content in files.items():
+            path = folder / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    write(parser.parse_args().folder)
