@@ -23,7 +23,7 @@ def line(config: ConfigDict, kind: str, stages: Mapping[str, Stage], run: train.
     limit = memory_of(device)
     if limit is None:
         state = memory.of_state(run)
-        return f"{kind}: state and gradients take {state / 2**30:.2f} GiB on each device."
+        return f"{kind}: state and gradients take {state / 2**20:.1f} MiB on each device."
     found = estimate(config, kind, stages, mesh)
     told = f"{kind}: about {found} on each device of {limit / 2**30:.2f} GiB."
     if found.total <= limit:
