@@ -219,6 +219,13 @@ def test_folders_that_are_none_are_told_all_at_once(tmp_path):
     assert encoders.at_hand(sources) == []
 
 
+def test_slow_judges_are_taken_only_by_name(folders):
+    root, *_ = folders
+    there = {"clip_vitb32": source(root / "clip"), "clip_vitl14": source(root / "clip")}
+    encoders.check(list(there), there)
+    assert encoders.at_hand(there) == ["clip_vitb32"]
+
+
 def test_a_config_of_something_else_is_refused(folders):
     root, *_ = folders
     with pytest.raises(ValueError, match="text_config or vision_config is missing"):

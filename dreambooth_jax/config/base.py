@@ -167,11 +167,11 @@ def base_config() -> ConfigDict:
     # Where a judge's weights are: a folder in the layout of transformers, or a hub id …
     c.evaluate.dino_vits16 = "facebook/dino-vits16"  # the paper's own judge of subjects
     c.evaluate.clip_vitb32 = "openai/clip-vit-base-patch32"  # the paper's of prompts, probably
-    c.evaluate.clip_vitl14 = "openai/clip-vit-large-patch14"  # a larger one
+    c.evaluate.clip_vitl14 = "openai/clip-vit-large-patch14"  # larger: only if named
     # … or a file; "" is the installed package's (extra: eval)
     c.evaluate.efficientnet_lite0 = ""  # features of an ImageNet classifier
     c.evaluate.lpips_alex = ""  # perceptual distance; or a folder with lpips' state dictionary
-    c.evaluate.lpips_vgg = ""  # the same over VGG16, slow: only if encoders names it
+    c.evaluate.lpips_vgg = ""  # the same over VGG16, slow: only if named
 
     c.mesh = ConfigDict()  # devices along each axis; their product is the number of devices
     c.mesh.data = -1  # rows of a batch are split; -1 takes all devices that the others leave

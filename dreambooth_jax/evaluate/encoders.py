@@ -106,7 +106,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "dino_vits16": Kind("DINO (ViT-S/16)", _folder, _dino),
     "clip_vitb32": Kind("CLIP (ViT-B/32)", _folder, _clip),
-    "clip_vitl14": Kind("CLIP (ViT-L/14)", _folder, _clip),
+    "clip_vitl14": Kind("CLIP (ViT-L/14)", _folder, _clip, by_name_only=True),
     "efficientnet_lite0": Kind(
         "EfficientNet-Lite0",
         lambda source: source.given or encoder.weight_file(),
