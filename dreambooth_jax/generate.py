@@ -25,6 +25,9 @@ Array = jax.Array
 DRAWING = ("unet/", "vae/")  # the weights that a sampler needs
 
 
+TEXTS_AT_ONCE = 64
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a stage samples; `noise_level` is that of an upscaler's low-res input, as a time step."""
@@ -57,12 +60,25 @@ def encode(
     dtype: Any,
     keep: str | Sequence[str] = (),
 ) -> Text:
-    """Encodes the empty prompt and each other prompt once (`Tokenizer.encode` explains `keep`)."""
+    """Encodes the empty prompt and each other prompt once (`Tokenizer.encode` explains `keep`).
+
+    At most `TEXTS_AT_ONCE` in one call: there may be a caption for every picture.
+    """
     unique = tuple(dict.fromkeys(("", *prompts)))
     tokens = stage.tokens(unique, keep=keep)
     encoders = {path: leaf for path, leaf in params.items() if path.startswith("text_encoder")}
     jitted = jax.jit(functools.partial(stage.encode_text, dtype=dtype))
-    return Text(unique, jitted(encoders, tokens))
+    count, block = len(unique), min(len(unique), TEXTS_AT_ONCE)
+    # The last block begins earlier rather than be shorter: one program for all.
+    starts = [min(start, count - block) for start in range(0, count, block)]
+    parts = [
+        jitted(encoders, {name: x[start : start + block] for name, x in tokens.items()})
+        for start in starts
+    ]
+    if len(parts) > 1:
+        parts[-1] = jax.tree.map(lambda x: x[starts[-2] + block - starts[-1] :], parts[-1])
+    table = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    return Text(unique, table)
 
 
 def sample_batch(

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 from safetensors.numpy import load_file
 
 from dreambooth_jax import experiment, sharding
@@ -197,6 +198,28 @@ def _alone(lock: Path) -> Iterator[None]:
     with open(lock, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def pictures(
+    folder: Path,
+    names: Sequence[str],
+    rng: np.random.Generator,
+    *,
+    captions: Sequence[str] = (),
+    masks: bool = False,
+) -> Path:
+    """Makes a folder of noise, the first pictures with captions beside them, all with masks."""
+    folder.mkdir(parents=True)
+    for k, name in enumerate(names):
+        pixels = rng.integers(0, 256, (24, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        if k < len(captions):
+            (folder / f"{name}.txt").write_text(captions[k])
+        if masks:
+            mask = np.zeros((24, 30), np.uint8)
+            mask[6:18, 8:22] = 255
+            Image.fromarray(mask).save(folder / f"{name}.mask.png")
+    return folder
 
 
 def lines(workdir: Path, stage: str) -> list[dict[str, Any]]:

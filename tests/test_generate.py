@@ -258,6 +258,17 @@ def test_prompts_are_encoded_once_after_the_empty_one(tiny):
     np.testing.assert_allclose(alone, np.asarray(text.table)[[0, 2]], atol=1e-5)
 
 
+@pytest.mark.parametrize("block", [2, 3, 4])
+def test_many_prompts_are_encoded_in_blocks(tiny, block, monkeypatch):
+    stages, flats, _ = tiny
+    prompts = ["a zib", "a bird", "a", "bird", "zib zib bird"]  # six with the empty one
+    whole = generate.encode(stages[0], flats[0], prompts, dtype=jnp.float32)
+    monkeypatch.setattr(generate, "TEXTS_AT_ONCE", block)
+    found = generate.encode(stages[0], flats[0], prompts, dtype=jnp.float32)
+    assert found.prompts == whole.prompts
+    np.testing.assert_allclose(found.table, whole.table, atol=1e-5)
+
+
 def test_the_cascade_makes_both_sizes(on_eight):
     base, upscaled = on_eight
     assert (base.shape, base.dtype) == ((5, 8, 8, 3), np.uint8)

@@ -237,6 +237,14 @@ def test_choose_takes_the_best_candidate_or_the_users_word(embedded, caplog):
         identifier.choose(embedded, "[V]", class_noun=NOUN, seed=5)
 
 
+def test_each_subject_has_a_word_of_its_own(embedded):
+    taken: list[str] = []
+    for _ in range(12):
+        word = identifier.choose(embedded, "auto", class_noun=NOUN, seed=5, taken=taken)
+        assert not any(word in other or other in word for other in taken)
+        taken.append(word)
+
+
 def test_choose_uses_embeddings(embedded):
     found = identifier.find(embedded, class_noun=NOUN, seed=5, count=32)
     rows = np.ones((2_000, 4), np.float32)

@@ -28,15 +28,14 @@ def own(
 ) -> tuple[ClassImages, ...]:
     """The user's class images, one set for each class noun; none without `prior.images`."""
     words = {each.class_noun: each for each in chosen}
-    return tuple(
-        class_images.of_audit(
-            report,
-            words[noun],
-            sizes=[stage.size for stage in model.stages.values()],
-            max_photos=config.prior.num_images,
-        )
-        for noun, report in folders.class_images.items()
-    )
+    sizes = [stage.size for stage in model.stages.values()]
+    found = []
+    for noun, report in folders.class_images.items():
+        limit = config.prior.num_images
+        own = class_images.of_audit(report, words[noun], sizes=sizes, max_photos=limit)
+        logging.info("Class images of %r: %d of %s.", own.class_prompt, len(own), report.folder)
+        found.append(own)
+    return tuple(found)
 
 
 def drawn(
