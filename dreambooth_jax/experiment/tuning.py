@@ -49,7 +49,7 @@ def fine_tune(
       Interrupted, NonFiniteError: see `train.fit`.
     """
     c = configs.for_stage(config, kind)
-    stage = model.stages[kind]
+    stage = as_tuned(config, model.stages[kind])
     adapter = program.adapter_of(config, stage)
     text = painter.texts(model.weights)[kind]
     trainable, frozen, recipe = program.start(c, model.weights[kind], text, adapter)
@@ -61,8 +61,7 @@ def fine_tune(
         fixed |= StepTokens(every, np.unique(fixed["prompt"]), len(fixed["prompt"])).of(
             fixed["prompt"]
         )
-    tuned = as_tuned(config, stage)
-    run = program.step(kind, c, tuned, model.mesh, trainable, frozen, recipe, adapter)
+    run = program.step(kind, c, stage, model.mesh, trainable, frozen, recipe, adapter)
     logging.info("%s", budget.line(config, kind, model.stages, run))
     logging.info("%s", announcement(kind, c, model, trainable, run.state))
     frozen = jax.device_put(frozen, run.frozen)

@@ -53,7 +53,8 @@ def fixed_rows(
 class HeldOutLoss:
     """The mean squared error of `fixed_rows`, of photos and class rows apart; compiled once.
 
-    Neither min-SNR nor λ weigh it, so runs that differ in these can be compared.
+    Neither min-SNR nor λ weigh it, and a learned variance has no part in it, so runs that differ in
+    these can be compared.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class HeldOutLoss:
                 for name, x in weights.items()
             }
             self._parts.append(part | tokens)
-        plain = dataclasses.replace(recipe, min_snr_gamma=0.0)
+        plain = dataclasses.replace(recipe, min_snr_gamma=0.0, learned_variance=False)
         pure = functools.partial(loss_fn, stage=stage, recipe=plain, adapter=adapter)
         places = {path: leaf.sharding for path, leaf in run.state.trainable.items()}
         self._call = jax.jit(
