@@ -7,7 +7,7 @@ is drawn in nor the number of devices changes it.
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -187,8 +187,12 @@ class Cascade:
         seeds: Sequence[int],
         *,
         label: str,
+        on_batch: Callable[[np.ndarray], None] | None = None,
     ) -> list[np.ndarray]:
-        """uint8 pictures `[N,H,W,C]` of every stage, in order; a progress bar counts images."""
+        """uint8 pictures `[N,H,W,C]` of every stage, in order; a progress bar counts images.
+
+        on_batch: is given the last stage's pictures of every batch as soon as they are drawn.
+        """
         kept: list[list[np.ndarray]] = [[] for _ in self.samplers]
         bar = tqdm(
             total=len(prompts),
@@ -210,6 +214,8 @@ class Cascade:
                     keep.append(_as_bytes(made)[:count])
                     low = images.to_float(_as_bytes(made))
                 bar.update(count)
+                if on_batch is not None:
+                    on_batch(kept[-1][-1])
         return [np.concatenate(keep) for keep in kept]
 
 

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from dreambooth_jax import config as configs
 from dreambooth_jax import experiment
 from dreambooth_jax.checkpoint import CheckpointError
+from dreambooth_jax.experiment import benchmark
 from dreambooth_jax.train import Interrupted, NonFiniteError
 
 FLAGS = flags.FLAGS
@@ -34,6 +35,7 @@ MODES = {
     "identify": experiment.identify,
     "evaluate": experiment.evaluate,
     "precompile": experiment.forecast,
+    "benchmark": benchmark.run,
 }
 _MADE = {
     "train": "report",
@@ -42,13 +44,15 @@ _MADE = {
     "identify": "identifiers",
     "evaluate": "scores",
     "precompile": "forecast",
+    "benchmark": "scores",
 }
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
     list(MODES),
     "The whole run; draw sample.prompts, or export, with a run's checkpoints; find identifiers; "
-    "score a run's pictures, or a folder's; compile for a TPU that is not here.",
+    "score a run's pictures, or a folder's; compile for a TPU that is not here; learn and score "
+    "every subject of a benchmark.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -66,12 +70,14 @@ def default_workdir(config: configs.ConfigDict) -> Path:
     """`runs/<config>-<subject>`, so that another subject does not land in the same folder.
 
     The subject is called by the name of its folder; the embedded one by its class noun. With
-    `configs/of_run.py:FOLDER` it is that folder.
+    `configs/of_run.py:FOLDER` it is that folder, and a benchmark has no subject of its own.
     """
     path, _, arg = config_flags.get_config_filename(FLAGS["config"]).partition(":")
     name = Path(path).stem
     if name == "of_run":
         return Path(arg)
+    if MODE.value == "benchmark":
+        return Path("runs") / name
     images = config.subject.images
     subject = config.subject.class_noun if images == "embedded" else Path(images).name
     return Path("runs") / f"{name}-{subject}".replace(" ", "_")

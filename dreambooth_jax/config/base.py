@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from dreambooth_jax.adapt import ADAPTERS, THEN
+from dreambooth_jax.data.benchmark import MEMBERS
 from dreambooth_jax.diffusion.guidance import THRESHOLDS
 from dreambooth_jax.diffusion.sampler import SAMPLERS
 from dreambooth_jax.models.unet_blocks import REMAT
@@ -143,6 +144,13 @@ def base_config() -> ConfigDict:
     c.sample.num_images = 2  # per prompt
     c.sample.batch_size = 16  # images per sampler call, all devices together
 
+    c.benchmark = ConfigDict()  # of --mode=benchmark: many subjects, each a run of its own
+    c.benchmark.data = ""  # a copy of the DreamBooth data set, or of a part: the folder of dataset/
+    c.benchmark.subjects = ()  # names, "dog3"; () is all that are in the copy
+    c.benchmark.num_prompts = 25  # of each subject's 25, evenly taken
+    c.benchmark.keep_checkpoints = True  # of finished subjects; False: their exports alone stay
+    c.benchmark.trial_steps = 10  # measured to tell how long it will take; 0 does not measure
+
     c.restore = ConfigDict()  # checkpoints that --mode=sample and --mode=export take
     c.restore.base = config_dict.placeholder(int)  # step; None is the newest, 0 the untouched model
     c.restore.upscaler = config_dict.placeholder(int)  # the same for the second stage
@@ -221,6 +229,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "lpips_alex",
         "lpips_vgg",
     ),
+    "benchmark.subjects": tuple(MEMBERS),
 }
 RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes the bound
     "[1, inf)": (
@@ -273,6 +282,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "restore.upscaler",
         "identify.num_images",
         "log.profile_at",
+        "benchmark.trial_steps",
     ),
     "(0, inf)": (
         "adapt.alpha",
@@ -282,6 +292,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "upscaler.learning_rate",
     ),
     "(0, 1)": ("train.prior_fraction",),
+    "[1, 25]": ("benchmark.num_prompts",),
     "[0, 1)": ("train.ema_decay", "optim.b1", "optim.b2"),
     "[0, 1]": ("optim.final_fraction", "loss.outside_mask"),
     "[0, 999]": (
@@ -321,6 +332,7 @@ RESULT_FREE_KEYS = (
     "identify.*",
     "evaluate.*",
     "precompile.*",
+    "benchmark.*",
     "restore.*",
 )
 # Without which a checkpoint cannot be read, or a prompt not be put together, by the other modes.

@@ -178,7 +178,8 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(key, c[key], "at least one prompt", _write(key, ("a {subject}",)))
     for key in ("sample.prompts", "evaluate.prompts"):
         yield from _wrong_prompts(key, c[key])
-    yield from _wrong_encoders(c["evaluate.encoders"])
+    for key in ("evaluate.encoders", "benchmark.subjects"):
+        yield from _wrong_items(key, c[key])
 
 
 def _wrong_rules(rules: Sequence[Any], values: Sequence[Any]) -> str:
@@ -242,8 +243,7 @@ def _wrong_identifier(identifier: str, noun: str) -> Iterator[str]:
         yield f"a word without the noun {noun!r} in it"
 
 
-def _wrong_encoders(names: Sequence[Any]) -> Iterator[Problem]:
-    key = "evaluate.encoders"
+def _wrong_items(key: str, names: Sequence[Any]) -> Iterator[Problem]:
     known = CHOICES[key]
     for name in names:
         if name not in known:

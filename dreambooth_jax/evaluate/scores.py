@@ -217,19 +217,39 @@ def _drifting(sets: Mapping[str, Pictures], identifier: str | None) -> list[int]
     return sets[TUNED].rows(identifier, present=False)
 
 
-def write(file: Path, scores: Sequence[Score], about: Mapping[str, Any]) -> Path:
-    """Writes `scores.json`, whole or not at all: `{"schema", "measures", "about", "scores"}`.
+def write(
+    file: Path,
+    scores: Sequence[Score],
+    about: Mapping[str, Any],
+    prompts: Mapping[str, Sequence[Score]] | None = None,
+) -> Path:
+    """Writes `scores.json`: `{"schema", "measures", "about", "scores", "prompts"}`.
 
     `scores` is a list of `{"measure", "encoder", "pictures", "value", "low", "high", "n"}`;
-    "measures" says what each measure is, and which way is better.
+    "measures" says what each measure is, and which way is better; "prompts" has such a list for the
+    pictures of each prompt.
     """
-    used = {score.measure: MEASURES[score.measure]._asdict() for score in scores}
+    by_prompt = {
+        prompt: [dataclasses.asdict(score) for score in own]
+        for prompt, own in (prompts or {}).items()
+    }
     content = {
         "schema": SCHEMA,
-        "measures": used,
+        "measures": explained(scores),
         "about": dict(about),
         "scores": [dataclasses.asdict(score) for score in scores],
+        "prompts": by_prompt,
     }
+    return replace(file, content)
+
+
+def explained(scores: Sequence[Score]) -> dict[str, dict[str, str]]:
+    """What each measure among these scores is."""
+    return {score.measure: MEASURES[score.measure]._asdict() for score in scores}
+
+
+def replace(file: Path, content: Any) -> Path:
+    """Writes JSON whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(file.name + ".tmp")
     part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

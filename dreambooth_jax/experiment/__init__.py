@@ -73,7 +73,7 @@ def run(config: ConfigDict, folder: Path) -> Path:
         painter = Painter(config, model, words, workdir, captions)
         # Class images of the untouched base, unless there are others.
         classes = classes or class_images.drawn(config, model, words, painter, workdir, stop)
-        painter.grid(model.weights, "before")
+        painter.grid(model.weights, "before", stop=stop)
         before = painter.judged(model.weights, "untouched", ready="before") if judges else {}
 
         for kind in config.stages:  # "base", then "upscaler": the same code
@@ -82,7 +82,7 @@ def run(config: ConfigDict, folder: Path) -> Path:
             model = model.with_trained(kind, adapter, trained)
 
         train.leave_if_asked(stop, "the training is finished and saved")
-        painter.grid(model.weights, "after")
+        painter.grid(model.weights, "after", stop=stop)
         steps = {kind: configs.for_stage(config, kind).train.num_steps for kind in config.stages}
         delivery.deliver(config, model, words, workdir, stop, steps=steps)
         judged = None

