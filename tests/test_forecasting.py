@@ -150,9 +150,8 @@ def test_an_estimate_adds_up_and_names_what_helps(without_weights, monkeypatch):
     plain, unet = estimate(), unet_bytes(without_weights["base"], "base")
     assert plain.parameters == plain.gradients == unet
     np.testing.assert_allclose(plain.optimizer, 2 * unet, rtol=1e-3)  # and a counter
-    assert estimate(train__accumulate=4).activations == pytest.approx(
-        plain.activations / 4, rel=0.05
-    )
+    parts = estimate(train__accumulate=4)
+    assert parts.activations == pytest.approx(plain.activations / 4, rel=0.05)
     assert estimate(train__remat="blocks").activations < plain.activations / 2
     halves = estimate(sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2]))
     assert 0.5 * unet <= halves.parameters < 0.6 * unet
@@ -160,13 +159,17 @@ def test_an_estimate_adds_up_and_names_what_helps(without_weights, monkeypatch):
     assert low_rank.frozen > unet
     assert low_rank.gradients < 0.2 * unet
 
+    # Gradients come while activations go; their sums over parts are there all the time.
+    assert plain.total == unet + plain.optimizer + plain.frozen + plain.activations
+    assert parts.total == plain.total - plain.activations + max(unet, parts.activations) + unet
+
     c = commands.config(without_weights, sharding__min_bytes=0)
     run = shapes.step_of(c, "base", opened, mesh).run
     assert "will probably not fit" not in budget.line(c, "base", opened, run)
     monkeypatch.setattr(budget, "memory_of", lambda device: plain.total - 1)
     told = budget.line(c, "base", opened, run)
     assert "will probably not fit" in told
-    for setting in ("train.remat=blocks", "train.accumulate=4", "mesh.fsdp=2", "adapt.name=lora"):
+    for setting in ("train.remat=blocks", "mesh.fsdp=2", "adapt.name=lora"):
         assert setting in told.partition("Any of these would make it fit:")[2]
     monkeypatch.setattr(budget, "memory_of", lambda device: 1.0)
     monkeypatch.setattr(budget, "estimate", lambda *args: plain)

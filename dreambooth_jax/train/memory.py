@@ -20,8 +20,9 @@ from dreambooth_jax.train.step import Compiled, Recipe, loss_fn, rows_of
 class Estimate:
     """Bytes on each device.
 
-    `activations` is what the backward pass finds of the forward one, as it is traced: compilers
-    keep less where they compute something again, and need more for what lives between the two.
+    `activations` is what the backward pass finds of the forward one, as it is traced, weights in
+    the dtype of the networks included: compilers keep less where they compute something again, and
+    need more for what lives for a moment. Gradients come while activations go.
     """
 
     parameters: float  # trained
@@ -29,22 +30,27 @@ class Estimate:
     optimizer: float  # its state, and averages
     frozen: float
     activations: float
+    summed: bool  # gradients are summed over parts of the batch, and there from the start
 
     @property
     def total(self) -> float:
-        """All of it."""
-        return sum(dataclasses.astuple(self))
+        """The most that is there at once, roughly."""
+        state = self.parameters + self.optimizer + self.frozen
+        return state + self.summed * self.gradients + max(self.gradients, self.activations)
 
     def __str__(self) -> str:
         named = {
             "trained parameters": self.parameters,
-            "gradients": self.gradients,
             "optimizer": self.optimizer,
             "frozen weights": self.frozen,
-            "activations": self.activations,
         }
+        if self.summed:
+            named["sums of gradients"] = self.gradients
         sizes = " + ".join(f"{name} {size / 2**30:.2f}" for name, size in named.items())
-        return f"{self.total / 2**30:.2f} GiB ({sizes})"
+        return (
+            f"{self.total / 2**30:.2f} GiB ({sizes} + the larger of gradients "
+            f"{self.gradients / 2**30:.2f} and activations {self.activations / 2**30:.2f})"
+        )
 
 
 def estimate(
@@ -83,6 +89,7 @@ def estimate(
         optimizer=per_device((run.state.opt_state, run.state.ema)),
         frozen=per_device(placed),
         activations=of_rows / sharding.row_shards(run.mesh) + of_weights,
+        summed=recipe.accumulate > 1,
     )
 
 

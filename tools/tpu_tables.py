@@ -1,0 +1,137 @@
+r"""The tables of docs/tpu.md: train steps of published architectures on TPU slices.
+
+    python tools/tpu_tables.py build/tpu estimate           # traced alone: seconds a row
+    python tools/tpu_tables.py build/tpu compile sd15       # compiled: minutes to an hour a row
+    python tools/tpu_tables.py build/tpu table              # Markdown of what was compiled so far
+
+Rows whose name begins with one of the last words; all without any. Compiling a row is the main
+command with --mode=precompile, in a process of its own; what is there is not compiled again.
+"""
+
+import argparse
+import importlib.util
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import architectures
+
+from dreambooth_jax import config as configs
+from dreambooth_jax import flops, precompile
+from dreambooth_jax.experiment import budget, setup, shapes
+
+ROOT = Path(__file__).resolve().parent.parent
+SD, SDXL, IF = "stable_diffusion.py:sd15", "sdxl.py", "deepfloyd_if.py"
+EIGHT, BLOCKS, LORA = "optim.name=adamw8bit", "train.remat=blocks", "adapt.name=lora"
+# Name -> configuration, architecture, slice, what differs. Rows are of all devices together.
+ROWS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
+    "sd15 full, 2 rows": (SD, "sd15", "v5e:1x1", ()),
+    "sd15 full, 8-bit, 2 rows": (SD, "sd15", "v5e:1x1", (EIGHT,)),
+    "sd15 full, 8-bit, remat, 8 rows": (
+        SD,
+        "sd15",
+        "v5e:1x1",
+        ("train.batch_size=8", EIGHT, BLOCKS),
+    ),
+    "sd15 LoRA, 2 rows": (SD, "sd15", "v5e:1x1", (LORA,)),
+    "sd15 LoRA, 8 rows": (SD, "sd15", "v5e:1x1", (LORA, "train.batch_size=8")),
+    "sd15 full, 2 rows, v4": (SD, "sd15", "v4:1x1x1", ()),
+    "sd15 full, 2 rows, v5p": (SD, "sd15", "v5p:1x1x1", ()),
+    "sd15 full, 2 rows, v6e": (SD, "sd15", "v6e:1x1", ()),
+    "sdxl LoRA, 2 rows": (SDXL, "sdxl", "v5e:1x1", (LORA, BLOCKS)),
+    "sdxl full, fsdp 4, 4 rows": (
+        SDXL,
+        "sdxl",
+        "v5e:2x2",
+        ("mesh.fsdp=4", "train.batch_size=4", EIGHT, BLOCKS),
+    ),
+    "if_xl full, fsdp 4, v5p-8": (IF, "if_xl", "v5p:2x2x1", ("mesh.fsdp=4", BLOCKS)),
+    "if_xl full, fsdp 16, v5e-16": (
+        IF,
+        "if_xl",
+        "v5e:4x4",
+        ("mesh.fsdp=16", "train.batch_size=16", EIGHT, BLOCKS),
+    ),
+}
+
+
+def flags(folder: Path, name: str) -> list[str]:
+    """The main command's flags for a row, short of --workdir."""
+    config, architecture, topology, changed = ROWS[name]
+    told = [
+        f"base_model={folder / 'architectures' / architecture}",
+        *(["upscaler_model=", "stages=('base',)"] if config == IF else []),
+        f"precompile.topology={topology}",
+        "precompile.programs=('train',)",
+        *changed,
+    ]
+    return [f"--config=configs/{config}", *(f"--config.{setting}" for setting in told)]
+
+
+def settings(folder: Path, name: str) -> Any:
+    """The same as a configuration."""
+    file, _, variant = ROWS[name][0].partition(":")
+    spec = importlib.util.spec_from_file_location("row", ROOT / "configs" / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c = module.get_config(variant)
+    known = configs.flatten(c)
+    for flag in flags(folder, name)[1:]:
+        key, _, value = flag.removeprefix("--config.").partition("=")
+        kinds = {int: int, tuple: lambda text: tuple(text.strip("(),").replace("'", "").split(","))}
+        c.update_from_flattened_dict({key: kinds.get(type(known[key]), str)(value)})
+    return c
+
+
+def estimate(folder: Path, name: str) -> None:
+    c = settings(folder, name)
+    devices = precompile.topology(c.precompile.topology)
+    mesh = setup.make_mesh(c, devices)
+    stages = setup.open_stages(c, shapes_only=True)
+    step = shapes.step_of(c, "base", stages, mesh)
+    work = flops.count(step.run.step.trace(*step.args).jaxpr) / len(devices)
+    found = budget.estimate(c, "base", stages, mesh)
+    limit = budget.memory_of(devices[0])
+    print(f"{name}: {found}, of {limit / 2**30:.2f}; {work / 1e12:.2f} TFLOP", flush=True)
+
+
+def compile_row(folder: Path, name: str) -> None:
+    out = folder / name.replace(" ", "_").replace(",", "")
+    if (out / "precompile.json").is_file():
+        return
+    words = [sys.executable, "-m", "dreambooth_jax.main", "--mode=precompile"]
+    words += [*flags(folder, name), f"--workdir={out}"]
+    print(shlex.join(words), flush=True)
+    subprocess.run(words, cwd=ROOT, check=False)  # status 1: it does not fit, and says so
+
+
+def table(folder: Path, names: list[str]) -> None:
+    print("| | chip | fits | GiB | arguments | temporaries | TFLOP | GB moved | ms at least |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in names:
+        file = folder / name.replace(" ", "_").replace(",", "") / "precompile.json"
+        if not file.is_file():
+            continue
+        (f,) = [precompile.Forecast(**told) for told in json.loads(file.read_text())]
+        line = precompile.as_table([f]).splitlines()[1][len(f"{f.program:<34}") :].split()
+        fits, memory, _, _, arguments, temporaries, work, moved, least = line
+        cells = (name, f.device, fits, memory, arguments, temporaries, work, moved, least)
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("what", choices=("estimate", "compile", "table"))
+    parser.add_argument("names", nargs="*")
+    args = parser.parse_args()
+    chosen = [n for n in ROWS if n.startswith(tuple(args.names) or "")]
+    architectures.write(args.folder / "architectures")
+    if args.what == "table":
+        table(args.folder, chosen)
+    else:
+        for row in chosen:
+            {"estimate": estimate, "compile": compile_row}[args.what](args.folder.resolve(), row)
