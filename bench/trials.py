@@ -100,6 +100,9 @@ def settings(cache: Path, subject: str, /, **changed: Any) -> ConfigDict:
         "subject.class_noun": noun,
         "prior.folder": str(cache / "class_images" / noun),
         "train.sample_every": 0,
+        "train.held_out_every": 0,
+        "train.keep_weights_every": 0,
+        "evaluate.at_end": False,
         "sample.prompts": (
             "a {subject}",
             *(f"a {{subject}} {place}" for place in PLACES),
