@@ -44,18 +44,11 @@ def get_config(arg: str = "") -> config.ConfigDict:
 def _embedded(c: config.ConfigDict) -> None:
     c.prior.num_images = 64
     c.prior.batch_size = c.sample.batch_size = 16
-    c.train.num_steps = 300
-    c.train.batch_size = 8
-    c.train.checkpoint_every = 100
-    c.optim.learning_rate = 2e-4
-    c.optim.warmup_steps = 20
-    c.upscaler.num_steps = 100
-    c.upscaler.batch_size = 4
-    c.upscaler.learning_rate = 1e-4
-    c.sampler.num_steps = 50
-    c.sampler.guidance_scale = 4.0
-    c.sampler.upscaler_num_steps = 20
-    c.sampler.upscaler_guidance_scale = 1.0
+    c.train.num_steps, c.train.batch_size, c.train.checkpoint_every = 300, 8, 100
+    c.optim.learning_rate, c.optim.warmup_steps = 2e-4, 20
+    c.upscaler.num_steps, c.upscaler.batch_size, c.upscaler.learning_rate = 100, 4, 1e-4
+    c.sampler.num_steps, c.sampler.guidance_scale = 50, 4.0
+    c.sampler.upscaler_num_steps, c.sampler.upscaler_guidance_scale = 20, 1.0
 
 
 def _published(c: config.ConfigDict, name: str) -> None:

@@ -120,7 +120,7 @@ def test_what_is_forecast_is_what_trains(stages, changed, tmp_path, monkeypatch)
         raise Enough
 
     monkeypatch.setattr(train, "fit", fit)
-    monkeypatch.setattr(painter.Painter, "grid", lambda self, weights, label: None)
+    monkeypatch.setattr(painter.Painter, "grid", lambda self, weights, label, stop=None: None)
     settings = {"stages": ("base",), "prior_loss_weight": 0.0, "train__batch_size": 16}
     c = commands.config(stages, **settings | changed)
     with pytest.raises(Enough):

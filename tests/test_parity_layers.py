@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreambooth_jax.models import layers, t5
+from dreambooth_jax.models import attention, layers, t5
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")
 pytest.importorskip("diffusers", reason="compares with diffusers: extra `parity`")
@@ -29,7 +29,7 @@ def test_position_buckets_agree_at_every_distance(buckets, max_distance):
 @pytest.mark.parametrize("path", ["whole", "one head at a time"])
 def test_attention_agrees(path, bias, rng, monkeypatch):
     if path == "one head at a time":
-        monkeypatch.setattr(layers, "_CPU_SCORES_AT_ONCE", 0)
+        monkeypatch.setattr(attention, "_CPU_SCORES_AT_ONCE", 0)
     q, k, v = (rng.normal(size=(2, n, 4, 8)).astype(np.float32) for n in (5, 7, 7))
     if bias == "heads":
         bias = rng.normal(size=(1, 4, 5, 7)).astype(np.float32)
