@@ -50,7 +50,8 @@ tip to toe tom ton too top tot tow toy try tub tug tun tux two ugh uh um un up u
 vat vet vex via vie vow wad wag wan war was wax way we web wed wee wet who why wig win wit woe
 wok won woo wow wry yak yam yap yaw yay ye yell yen yep yes yet yew yin yo you yuck yum zap zen
 zig zip zit zoo
-gli lue orc oxo uhm nox""",
+gli lue orc oxo uhm nox
+ayy bur cru fo mor oof opa sh tig tye""",
     "a unit or a number": """
 am bps btu bu cc cl cm cms cwt db dl doi dos doz ein eur fps ft gal gb gbp ghz gm gms gpm hp hr
 hrs hz ii iii iv kb kbs kg kgs khz km kms kph kt kw kwh lb lbs lm lux mb mbs mg mgs mhz mi min
@@ -64,7 +65,8 @@ ios ip iso jar jpg js lan lcd led len lib ln log mac max md mod mov mpg msg mul 
 obj org os pc pdf php pkg png ppt ptr py ram rar raw ref rel ret rev rgb rom rss rtf sdk seo seq
 sms sql src ssd ssh ssl std str svg sys tan tar tcp tec tex tmp ttf txt uri url usb usr utf val
 var vhs vpn wav www xls xml yml
-cfd cq dps gtx idf lll ssu""",
+cfd cq dps gtx idf lll ssu
+ccd pci ql vfx""",
     "an abbreviation": """
 aka al alt apr apt asap atm aug ave avg bc bio bro ca cab cal ceo cf cfo chr ci cia cir cit cj
 co col cpr cs ct cto cv cvs da dc dec dem dep diy dj dna dob dr eco ed eds eg eh em emp en ent
@@ -75,6 +77,7 @@ oct ok omg op pa pct pg phd pl pls pos pp pr prep pres prof ps pto pvc qty rd re
 res rev rh rho rip rna rv sat sc sci sd sen sep ser sf sg sig spec sr ss suv syn tba tbd tech
 tel temp thu thx tue tv ty ufo uk un uni univ uri us usa uv ux va vip vis viz vol vr vs wed wi
 wtf www xl xs ya
+brb cfa cgc cr cte dds etf ibd itc mdc mth mz ppc scs ssw ucc utv
 atc bpl br cii cso dnr dod dys ecg esl iaf nhm phl stn wbc wcs""",
     "a name": """
 abe abu ada adi al ali amy ana ann ari ash ava aya bea beb bel ben bob cal cam cher congo cuba
@@ -84,9 +87,10 @@ len leo les lex lia lin liz lou lu lui luz lyn mac mae mali mao mat max meg mel 
 ned nia noa nora ola oman pam pat peg peru pia pol rae raj ray ren rex ria rob rod roma ron ros
 roy sal sam sid sol stu sue syd tad ted thor tia tim tod togo val vic viv von wes yan yao yu zac
 zen zeus zoe
+aun naz nyk roz sah
 bha flo iba jia jor taj tng yeo""",
     "a brand, a team or a weapon": """
-abc acer adi ak akm aks amd amg aol apc ar att audi avon bbc bic bmw bp btc cbs cnn dbz dell dhl
+abc acer adi ak akm aks amd smg amg aol apc ar att audi avon bbc bic bmw bp btc cbs cnn dbz dell dhl
 ebay epl esp espn fal fed fifa ford gap glock gmc hbo hm hp htc httr ibm ikea imax jbl jcb jvc
 kfc kia lego lg mgm mlb mls msi mtv nasa nba nbc nec nes nfl nhl nike nra nvr oreo pbs pez pga
 prada ps psg psp rca rpg ruger sap sbs sig sks sony suv tdk tec tnt uefa ufc ups usps uzi visa
