@@ -64,14 +64,15 @@ class Trial:
     @property
     def nbytes(self) -> int:
         """What has to be kept of the result beside the base model: the smallest files with it."""
-        export = self.folder / "export"
-        adapted = [*export.glob("lora/*.safetensors"), *export.glob("learned_embeds.safetensors")]
-        files = adapted or [*export.glob("unet/*.safetensors")]
-        # The same factors lie in several layouts side by side, of which one is enough.
-        sizes = {file.parent: 0 for file in files}
-        for file in files:
-            sizes[file.parent] = max(sizes[file.parent], file.stat().st_size)
-        return sum(sizes.values())
+        export, way = self.folder / "export", self.config.adapt
+        ways = (way.name, way.then if way.name == "pivotal" else "")
+        names = {
+            "full": ["unet/diffusion_pytorch_model.safetensors"],
+            "lora": ["lora/pytorch_lora_weights.safetensors"],
+            "textual_inversion": ["learned_embeds.safetensors"],
+            "pivotal": ["learned_embeds.safetensors"],
+        }
+        return sum((export / file).stat().st_size for name in ways for file in names.get(name, []))
 
 
 def photos(cache: Path, name: str) -> Path:

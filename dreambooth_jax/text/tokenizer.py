@@ -201,6 +201,8 @@ def _class_named_in(folder: Path) -> Any:
     Asked by name it stays at that. `AutoTokenizer` would give the same class, but it imports the
     whole of PyTorch first, where that is installed.
     """
+    # That there is no PyTorch for its models is no news to anybody here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers
 
     named = json.loads((folder / "tokenizer_config.json").read_text()).get("tokenizer_class") or ""
