@@ -16,8 +16,11 @@ from dreambooth_jax import config as configs
 from dreambooth_jax import experiment
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.evaluate import scores
+from dreambooth_jax.experiment import setup, subjects
 from dreambooth_jax.experiment.evaluation import evaluate
 from dreambooth_jax.experiment.modes import export, sample
+from dreambooth_jax.experiment.workdir import Workdir
+from dreambooth_jax.text import identifier
 
 PROMPTS = ("a {subject} at night", "a {class_noun}")
 
@@ -121,6 +124,18 @@ def test_a_run_is_scored_by_its_own_grids_or_by_more_pictures(done, monkeypatch)
     assert {about["prompt"] for _, about in pictures(made).values()} >= {"a bird"}
     same = pictures(folder / "samples" / "before")["01_00.png"][0]
     assert np.abs(pictures(made)["01_00.png"][0].astype(int) - same).max() <= 1
+
+
+def test_a_run_keeps_its_word_whatever_would_be_chosen_now(done, tmp_path, monkeypatch):
+    _, folder = done
+    told = json.loads((folder / "export" / "base" / "dreambooth.json").read_text())["identifier"]
+    monkeypatch.setattr(identifier, "choose", lambda *given, **how: "other")
+    c = of_run(folder)
+    model = setup.load(c, setup.open_stages(c))
+    (word,) = subjects.words(c, model, Workdir.of_run(folder, c))
+    assert word.identifier == told != "other"
+    (word,) = subjects.words(c, model, Workdir.of_run(tmp_path, c))  # no run there
+    assert word.identifier == "other"
 
 
 def test_an_earlier_checkpoint_is_exported(done, tmp_path):

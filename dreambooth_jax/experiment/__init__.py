@@ -62,7 +62,7 @@ def run(config: ConfigDict, folder: Path) -> Path:
         model = setup.load(config, stages)
         delivery.check(config, model)
         # Identifiers and prompts; pictures at each stage's size.
-        words = subjects.words(config, model)
+        words = subjects.words(config, model, workdir)
         cast = subjects.read(config, model, folders, words)
         # Room for the identifiers' own tokens, where these are what is trained.
         model = subjects.with_new_words(config, model, words)

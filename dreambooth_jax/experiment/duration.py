@@ -62,7 +62,7 @@ def measure(config: ConfigDict, folder: Path, stop: GracefulStop, *, counted: in
     stages = setup.open_stages(c)
     folders = subjects.audit(c, stages)
     model = setup.load(c, stages)
-    words = subjects.words(c, model)
+    words = subjects.words(c, model, workdir)
     cast = subjects.read(c, model, folders, words)
     model = subjects.with_new_words(c, model, words)
     painter = Painter(c, model, words, workdir, [p for each in cast for p in each.row_prompts])

@@ -45,7 +45,7 @@ def evaluate(config: ConfigDict, folder: Path) -> Path:
     workdir = Workdir.of_run(folder, config)
     photos = _photos(config)
     model = setup.load(config, setup.open_stages(config))
-    words = subjects.words(config, model, as_exported=True)
+    words = subjects.words(config, model, workdir, as_exported=True)
     model = subjects.with_new_words(config, model, words)
     painter = Painter(config, model, words, workdir)
     tuned, steps = restored(config, model, workdir)

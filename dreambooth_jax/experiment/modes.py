@@ -29,7 +29,7 @@ def sample(config: ConfigDict, folder: Path) -> Path:
     """
     workdir = Workdir.of_run(folder, config)
     model = setup.load(config, setup.open_stages(config))
-    words = subjects.words(config, model, as_exported=True)
+    words = subjects.words(config, model, workdir, as_exported=True)
     model = subjects.with_new_words(config, model, words)
     painter = Painter(config, model, words, workdir)
     tuned, steps = restored(config, model, workdir)
@@ -44,7 +44,7 @@ def export(config: ConfigDict, folder: Path) -> Path:
     """
     workdir = Workdir.of_run(folder, config)
     model = setup.load(config, setup.open_stages(config))
-    words = subjects.words(config, model, as_exported=True)
+    words = subjects.words(config, model, workdir, as_exported=True)
     model = subjects.with_new_words(config, model, words)
     tuned, steps = restored(config, model, workdir)
     if not steps and all(config.restore[kind] is None for kind in config.stages):

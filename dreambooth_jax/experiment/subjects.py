@@ -19,6 +19,7 @@ from dreambooth_jax.data.annotations import Wanted
 from dreambooth_jax.data.audit import Audit, AuditError
 from dreambooth_jax.data.subject import Subject, Words
 from dreambooth_jax.experiment.model import Model
+from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.text import identifier
 
@@ -85,18 +86,26 @@ def audit(config: ConfigDict, stages: Mapping[str, Stage]) -> Folders:
     return Folders(tuple(found), own)
 
 
-def words(config: ConfigDict, model: Model, *, as_exported: bool = False) -> tuple[Words, ...]:
+def words(
+    config: ConfigDict, model: Model, workdir: Workdir, *, as_exported: bool = False
+) -> tuple[Words, ...]:
     """Each subject's own word, chosen where the settings say "auto", and the prompts with it.
+
+    What a run has chosen stays so: its folder tells, though a later version may choose otherwise.
 
     as_exported: where all are "auto", a base model that is an export of ours says what it calls
     its subjects.
     """
     base = model.stages["base"]
     asked = configs.subjects(config)
+    inverted = adapt.makes_words(config.adapt)
+    told_or_auto = [[noun, word] for _, noun, word in asked]
+    chosen_by = [told_or_auto, config.seed, inverted, model.fingerprints["base"]]
+    if told := workdir.words(chosen_by):
+        return tuple(Words.of(**each) for each in told)
     automatic = all(word == "auto" for _, _, word in asked)
     if as_exported and automatic and (told := export.words_in(base.folder)):
         return tuple(Words.of(**each) for each in told)
-    inverted = adapt.makes_words(config.adapt)
     chosen: dict[int, str] = {}
     # Words that are given come first: what is chosen must be others.
     for k in sorted(range(len(asked)), key=lambda k: asked[k][2] == "auto"):
@@ -113,9 +122,9 @@ def words(config: ConfigDict, model: Model, *, as_exported: bool = False) -> tup
             taken=[other.strip("<>") for other in chosen.values()],
         )
         chosen[k] = f"<{word}>" if inverted else word
-    return tuple(
-        Words.of(identifier=chosen[k], class_noun=noun) for k, (_, noun, _) in enumerate(asked)
-    )
+    found = [{"identifier": chosen[k], "class_noun": noun} for k, (_, noun, _) in enumerate(asked)]
+    workdir.keep_words(chosen_by, found)
+    return tuple(Words.of(**each) for each in found)
 
 
 def with_new_words(config: ConfigDict, model: Model, words: Sequence[Words]) -> Model:

@@ -27,8 +27,9 @@ _MADE = (
 class Workdir:
     """One folder with all that a run writes.
 
-    It holds `config.json`, `metrics.jsonl`, `timings.json`, `prior/`, `samples/`, `export/`,
-    `checkpoints/<stage>/<step>/`, `kept_weights/<stage>/<step>/` and, last of all, `report.html`.
+    It holds `config.json`, `subjects.json`, `metrics.jsonl`, `timings.json`, `prior/`, `samples/`,
+    `export/`, `checkpoints/<stage>/<step>/`, `kept_weights/<stage>/<step>/` and, last of all,
+    `report.html`.
     """
 
     root: Path
@@ -120,6 +121,19 @@ class Workdir:
     def scalars(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`."""
         return metrics.read(self.root / "metrics.jsonl")
+
+    def words(self, chosen_by: Any) -> list[dict[str, str]] | None:
+        """What the run calls its subjects, if that was settled by the same means (`keep_words`)."""
+        file = self.root / "subjects.json"
+        saved = json.loads(file.read_text()) if file.is_file() else {}
+        same = saved.get("chosen_by") == chosen_by
+        return saved["subjects"] if same else None
+
+    def keep_words(self, chosen_by: Any, words: list[dict[str, str]]) -> None:
+        """Writes `subjects.json`: what the run calls its subjects; `chosen_by` determines it."""
+        if jax.process_index() == 0 and not self.of_others:
+            content = {"subjects": words, "chosen_by": chosen_by}
+            _replace(self.root / "subjects.json", json.dumps(content, indent=1) + "\n")
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
