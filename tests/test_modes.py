@@ -227,7 +227,9 @@ def test_identify_ranks_words_by_what_they_change_in_pictures(done, tmp_path):
     # The same pictures by --mode=sample: same prompts, same noise.
     c.sample.num_images = 2
     words = [found["text"] for found in listed[:2]]
-    c.sample.prompts = ("{class_prompt}", *(f"a {word} {{class_noun}}" for word in words))
+    articles = ["an" if word[0] in "aeiou" else "a" for word in words]
+    named = [f"{an} {word} {{class_noun}}" for an, word in zip(articles, words, strict=True)]
+    c.sample.prompts = ("{class_prompt}", *named)
     made = sorted(experiment.sample(c, tmp_path).glob("0*.png"))
     levels = np.stack([np.asarray(Image.open(file), np.float64) for file in made])
     plain, first, second = levels.reshape(3, -1)
