@@ -98,8 +98,8 @@ PROMPT_SETS: dict[str, tuple[str, ...]] = {
         "a {subject} wearing sunglasses",
     ),
     "expressions": tuple(
-        f"a {expression} {{subject}}"
-        for expression in ("happy", "sad", "sleeping", "angry", "surprised")
+        f"{expression} {{subject}}"
+        for expression in ("a happy", "a sad", "a sleeping", "an angry", "a surprised")
     ),
     "comic": (
         "a {identifier} cartoon {class_noun}",
