@@ -122,13 +122,13 @@ def test_what_is_forecast_is_what_trains(stages, changed, tmp_path, monkeypatch)
     monkeypatch.setattr(train, "fit", fit)
     monkeypatch.setattr(painter.Painter, "grid", lambda self, weights, label, stop=None: None)
     settings = {"stages": ("base",), "prior_loss_weight": 0.0, "train__batch_size": 16}
+    settings |= {"subject__identifier": "zib"}  # a forecast has no weights to choose one by
     c = commands.config(stages, **settings | changed)
     with pytest.raises(Enough):
         commands.run_here(c, tmp_path / "run")
     ((run, *args),) = reached
 
     opened = {kind: pipeline.open_stage(str(folder), kind=kind) for kind, folder in stages.items()}
-    c.subject.identifier = "zib"  # no weights to choose one by: any will do
     step = shapes.step_of(c, "base", opened, run.mesh)
     assert jax.tree.structure(step.args) == jax.tree.structure(tuple(args))
     for shape, array in zip(jax.tree.leaves(step.args), jax.tree.leaves(args), strict=True):

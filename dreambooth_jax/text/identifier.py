@@ -51,7 +51,7 @@ vat vet vex via vie vow wad wag wan war was wax way we web wed wee wet who why w
 wok won woo wow wry yak yam yap yaw yay ye yell yen yep yes yet yew yin yo you yuck yum zap zen
 zig zip zit zoo
 gli lue orc oxo uhm nox
-ayy bur cru fo mor oof opa sh tig tye""",
+ayy oof opa tig tye""",
     "a unit or a number": """
 am bps btu bu cc cl cm cms cwt db dl doi dos doz ein eur fps ft gal gb gbp ghz gm gms gpm hp hr
 hrs hz ii iii iv kb kbs kg kgs khz km kms kph kt kw kwh lb lbs lm lux mb mbs mg mgs mhz mi min
@@ -77,7 +77,7 @@ oct ok omg op pa pct pg phd pl pls pos pp pr prep pres prof ps pto pvc qty rd re
 res rev rh rho rip rna rv sat sc sci sd sen sep ser sf sg sig spec sr ss suv syn tba tbd tech
 tel temp thu thx tue tv ty ufo uk un uni univ uri us usa uv ux va vip vis viz vol vr vs wed wi
 wtf www xl xs ya
-brb cfa cgc cr cte dds etf ibd itc mdc mth mz ppc scs ssw ucc utv
+brb cfa cgc cte dds etf ibd itc mdc mth mz ppc scs ssw ucc utv
 atc bpl br cii cso dnr dod dys ecg esl iaf nhm phl stn wbc wcs""",
     "a name": """
 abe abu ada adi al ali amy ana ann ari ash ava aya bea beb bel ben bob cal cam cher congo cuba
