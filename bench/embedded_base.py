@@ -163,7 +163,7 @@ def draw(args: argparse.Namespace, pairs: np.ndarray) -> tuple[np.ndarray, str]:
             f"{kind} {stage.size}², {tree.count(flat) / 1e6:.1f} M parameters: {settings.name}, "
             f"{settings.num_steps} steps, guidance {settings.guidance_scale:g}{level}"
         )
-    whole = -(-args.batch_size // sharding.row_shards(mesh)) * sharding.row_shards(mesh)
+    whole = sharding.whole_rows(args.batch_size, mesh)
     cascade = generate.Cascade(samplers, texts, whole)
     pictures = cascade.draw(weights, prompts, seeds, label="drawing")[-1]
     return pictures, "\n".join(f"  {line}" for line in about)

@@ -51,6 +51,12 @@ def row_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def whole_rows(rows: int, mesh: Mesh) -> int:
+    """`rows`, rounded up to what the devices share evenly."""
+    parts = row_shards(mesh)
+    return -(-rows // parts) * parts
+
+
 def check_rows(rows: int, mesh: Mesh, *, key: str) -> None:
     """A batch must divide evenly over the mesh.
 

@@ -4,12 +4,18 @@
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
 import torch
 import transformers
+
+from dreambooth_jax import generate
 
 UNET = {
     "sample_size": 8,
@@ -135,3 +141,22 @@ def make(folder: Path, variant: str, **save: Any) -> Path:
         )
     pipe.save_pretrained(folder, **save)
     return folder
+
+
+def drawn_by_them(pipe: Any, stage: Any, prompts: Sequence[str]) -> np.ndarray:
+    """What PyTorch's pipeline draws in 3 steps of DDIM from our first noise of the seeds 1 and 2.
+
+    Pictures `[2,H,W,3]` in [0, 1]; ours are those of `generate.Settings("ddim", 3, 4.0)`.
+    """
+    named = [generate.rng.named(jax.random.key(seed), "sample/base") for seed in (1, 2)]
+    noise = generate.sampler.first_noise(jnp.stack(named), stage.sample_shape)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        list(prompts),
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        height=16,
+        width=16,
+        latents=torch.from_numpy(np.array(noise)).movedim(-1, 1),
+        output_type="np",
+    ).images

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from dreambooth_jax import generate, pipeline, sharding
 
-torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")
+pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")
 diffusers = pytest.importorskip("diffusers", reason="compares with diffusers: extra `parity`")
 import latents  # noqa: E402 (only with torch)
 
@@ -106,19 +106,8 @@ def test_the_main_command(variant, tmp_path):
         mesh=sharding.make_mesh(devices=jax.devices()[:1]),
     )
     found = sampler.batch(flat, text, prompts, [1, 2], None)
-    named = [generate.rng.named(jax.random.key(seed), "sample/base") for seed in (1, 2)]
-    noise = generate.sampler.first_noise(jnp.stack(named), stage.sample_shape)
     pipe = CLASSES[variant].from_pretrained(exported)
-    pipe.set_progress_bar_config(disable=True)
-    made = pipe(
-        prompts,
-        num_inference_steps=3,
-        guidance_scale=4.0,
-        height=16,
-        width=16,
-        latents=torch.from_numpy(np.array(noise)).movedim(-1, 1),
-        output_type="np",
-    ).images
+    made = latents.drawn_by_them(pipe, stage, prompts)
     assert np.abs((found + 1) / 2 - made).max() <= 1e-3
 
 

@@ -8,7 +8,7 @@ import pytest
 from dreambooth_jax import config, export, generate, pipeline, sharding
 from dreambooth_jax.adapt import lora
 
-torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")
+pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")
 diffusers = pytest.importorskip("diffusers", reason="compares with diffusers: extra `parity`")
 pytest.importorskip("peft", reason="diffusers loads LoRA files with it: extra `parity`")
 import latents  # noqa: E402 (only with torch)
@@ -71,23 +71,12 @@ def test_diffusers_loads_both_files_and_draws_the_same(variant, targets, dora, t
     files = export.lora_file.write(
         stage, factors, tmp_path / "lora", alpha=alpha, dtype="float32", about={"seed": 0}
     )
-    named = [generate.rng.named(jax.random.key(seed), "sample/base") for seed in (1, 2)]
-    noise = generate.sampler.first_noise(jnp.stack(named), stage.sample_shape)
     # Of kohya's lengths diffusers expects another shape than ComfyUI, which made them up.
     # It also knows no kohya name of what kohya's trainer leaves alone.
     for file in files[: 1 if dora or targets == EVERYTHING else 2]:
         pipe = getattr(diffusers, CLASSES[variant]).from_pretrained(folder)
-        pipe.set_progress_bar_config(disable=True)
         pipe.load_lora_weights(tmp_path / "lora", weight_name=file.name)
-        made = pipe(
-            PROMPTS,
-            num_inference_steps=3,
-            guidance_scale=4.0,
-            height=16,
-            width=16,
-            latents=torch.from_numpy(np.array(noise)).movedim(-1, 1),
-            output_type="np",
-        ).images
+        made = latents.drawn_by_them(pipe, stage, PROMPTS)
         assert np.abs(made - expected).max() <= 1e-3, file.name
 
 

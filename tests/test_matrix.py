@@ -16,7 +16,7 @@ import pytest
 import toy_stage
 from toy_stage import CHANNELS, IDS, MASK, WIDTH, Toy
 
-from dreambooth_jax import adapt, generate, optim, sharding, train
+from dreambooth_jax import adapt, generate, sharding
 from dreambooth_jax import config as configs
 from dreambooth_jax.data.batches import split_rows
 from dreambooth_jax.experiment import program
@@ -149,17 +149,8 @@ def check(cell: Cell) -> None:
     adapter = adapt.make(c.adapt, seed=0, new_rows=new_rows)
     text = generate.Text(("the subject", "its class"), jnp.asarray(table))
     trainable, frozen, recipe = program.start(c, flat, text, adapter)
-    run = train.compiled(
-        trainable,
-        frozen,
-        stage=stage,
-        recipe=recipe,
-        adapter=adapter,
-        tx=optim.make(c.optim, num_steps=c.train.num_steps, phases=recipe.phases),
-        mesh=sharding.make_mesh(devices=jax.devices()[:1]),
-        rules=c.sharding.rules,
-        min_bytes=0,
-    )
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    run = program.step("base", c, stage, mesh, trainable, frozen, recipe, adapter)
     state, frozen = run.init(trainable), jax.device_put(frozen, run.frozen)
     fraction = c.train.prior_fraction if c.prior_loss_weight else 0
     counts = split_rows(c.train.batch_size, prior_fraction=fraction)

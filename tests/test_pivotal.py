@@ -89,7 +89,7 @@ def test_the_model_moves_only_once_the_word_rests(tmp_path_factory, tmp_path):
 
 
 def test_diffusers_draws_the_same_from_the_export_and_from_the_files(tmp_path):
-    torch = pytest.importorskip("torch", reason="compares with PyTorch: extra `parity`")
+    pytest.importorskip("torch", reason="compares with PyTorch: extra `parity`")
     diffusers = pytest.importorskip("diffusers", reason="compares with diffusers: extra `parity`")
     pytest.importorskip("peft", reason="diffusers loads LoRA files with it: extra `parity`")
     import latents
@@ -120,29 +120,16 @@ def test_diffusers_draws_the_same_from_the_export_and_from_the_files(tmp_path):
     sampler = generate.Sampler(stage, generate.Settings("ddim", 3, 4.0), mesh=mesh)
     text = generate.encode(stage, flat, prompts, dtype=jnp.float32)
     expected = (sampler.batch(flat, text, prompts, [1, 2], None) + 1) / 2
-    named = [generate.rng.named(jax.random.key(seed), "sample/base") for seed in (1, 2)]
-    noise = generate.sampler.first_noise(jnp.stack(named), stage.sample_shape)
-
-    def drawn(pipe, prompts):
-        pipe.set_progress_bar_config(disable=True)
-        return pipe(
-            prompts,
-            num_inference_steps=3,
-            guidance_scale=4.0,
-            height=16,
-            width=16,
-            latents=torch.from_numpy(np.array(noise)).movedim(-1, 1),
-            output_type="np",
-        ).images
 
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder / "export")
-    assert np.abs(drawn(pipe, prompts) - expected).max() <= 1e-3
+    assert np.abs(latents.drawn_by_them(pipe, stage, prompts) - expected).max() <= 1e-3
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(model)
     pipe.load_lora_weights(folder / "export" / "lora")
     pipe.load_textual_inversion(
         folder / "export", weight_name="learned_embeds.safetensors", token="<zib>"
     )
-    assert np.abs(drawn(pipe, ["a <zib> bird", "a bird"]) - expected).max() <= 1e-3
+    made = latents.drawn_by_them(pipe, stage, ["a <zib> bird", "a bird"])
+    assert np.abs(made - expected).max() <= 1e-3
 
     # Resumed from the very step between the phases it is the same.
     last = commands.weights(folder / "export")

@@ -14,7 +14,7 @@ from dreambooth_jax import config as configs
 from dreambooth_jax import experiment, generate, pipeline, sharding
 from dreambooth_jax.text import tokenizer as tokenizers
 
-torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")
+pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")
 diffusers = pytest.importorskip("diffusers", reason="compares with diffusers: extra `parity`")
 import latents  # noqa: E402 (only with torch)
 
@@ -54,21 +54,6 @@ def drawn(stage, flat, prompts):
     return (sampler.batch(flat, text, prompts, [1, 2], None) + 1) / 2
 
 
-def drawn_by_them(pipe, stage, prompts):
-    named = [generate.rng.named(jax.random.key(seed), "sample/base") for seed in (1, 2)]
-    noise = generate.sampler.first_noise(jnp.stack(named), stage.sample_shape)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe(
-        prompts,
-        num_inference_steps=3,
-        guidance_scale=4.0,
-        height=16,
-        width=16,
-        latents=torch.from_numpy(np.array(noise)).movedim(-1, 1),
-        output_type="np",
-    ).images
-
-
 @pytest.mark.parametrize(("variant", "vectors"), [("sd1", 3), ("sdxl", 2)])
 def test_the_whole_command(variant, vectors, tmp_path):
     model = latents.make(tmp_path / "model", variant)
@@ -106,7 +91,7 @@ def test_the_whole_command(variant, vectors, tmp_path):
     prompts = [f"a {told['identifier']} bird", "a bird"]
     expected = drawn(stage, flat, prompts)
     pipe = getattr(diffusers, CLASSES[variant]).from_pretrained(folder / "export")
-    assert np.abs(drawn_by_them(pipe, stage, prompts) - expected).max() <= 1e-3
+    assert np.abs(latents.drawn_by_them(pipe, stage, prompts) - expected).max() <= 1e-3
     pipe = getattr(diffusers, CLASSES[variant]).from_pretrained(model)
     ends = ("", "_2") if variant == "sdxl" else ("",)
     for end in ends:
@@ -118,7 +103,7 @@ def test_the_whole_command(variant, vectors, tmp_path):
             }
         name = f"learned_embeds{end}.safetensors"
         pipe.load_textual_inversion(folder / "export", weight_name=name, **extra)
-    made = drawn_by_them(pipe, stage, ["a <zib> bird", "a bird"])
+    made = latents.drawn_by_them(pipe, stage, ["a <zib> bird", "a bird"])
     assert np.abs(made - expected).max() <= 1e-3
 
     # Resumed it is the same; drawn from the checkpoint as well.

@@ -1,7 +1,7 @@
 """Textual inversion (Gal et al. 2022): nothing is trained but the embeddings of new tokens.
 
 Ruiz et al. 2022 compare with it. A new token's row is written into the table of token embeddings,
-which has room for it already (`experiment.setup.with_new_word`).
+which has room for it already (`experiment.subjects.with_new_words`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -60,6 +60,19 @@ def class_shares(config: ConfigDict) -> dict[str, float]:
     return {noun: nouns.count(noun) / len(nouns) for noun in nouns}
 
 
+def draws_class_images(config: ConfigDict) -> bool:
+    """Whether a run trains on class images that the untouched base draws."""
+    from_base = config.prior.kind == "images" and not config.prior.images
+    return config.prior_loss_weight > 0 and from_base
+
+
+def num_grids(config: ConfigDict) -> int:
+    """Prompt grids of a run: before, on the way, after."""
+    every = config.train.sample_every
+    steps = [for_stage(config, kind).train.num_steps for kind in config.stages]
+    return 2 + (sum(n // every for n in steps) if every else 0)
+
+
 def num_class_images(config: ConfigDict, *, share: float = 1.0) -> tuple[int, str]:
     """How many class images to draw of a class, and why, for the log.
 

@@ -10,7 +10,7 @@ data set (github.com/google/dreambooth, CC BY 4.0), word for word.
 import re
 from collections.abc import Iterable
 
-from dreambooth_jax.data.subject import article
+from dreambooth_jax.data.subject import Words, article
 
 _PLACES = (  # of every subject
     "a {subject} in the jungle",
@@ -119,6 +119,11 @@ def expanded(prompts: Iterable[str]) -> tuple[str, ...]:
 def mentions(prompt: str, word: str) -> bool:
     """Whether a word, such as the identifier, stands in the prompt, in whatever case."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) is not None
+
+
+def is_of_class(prompt: str, words: Iterable[Words]) -> bool:
+    """Whether the prompt names none of these subjects: what it shows is any one of a class."""
+    return not any(mentions(prompt, each.identifier) for each in words)
 
 
 def without_word(prompt: str, word: str | None) -> str:

@@ -32,8 +32,7 @@ class Batched:
         mesh: Mesh | None = None,
     ):
         self.mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
-        parts = sharding.row_shards(self.mesh)
-        self.batch_size = -(-batch_size // parts) * parts
+        self.batch_size = sharding.whole_rows(batch_size, self.mesh)
         whole = sharding.replicated(self.mesh)
         self._params = {path: sharding.put(leaf, whole) for path, leaf in params.items()}
         self._call = jax.jit(pure, out_shardings=sharding.rows(self.mesh))

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import logging
@@ -82,17 +81,23 @@ def advise(kind: str, steps: Sequence[Step], *, held_out: bool) -> Advice:
 
 def of_run(config: ConfigDict, workdir: Workdir, worth: Mapping[str, Worth]) -> list[Advice]:
     """The advice for each stage, also in the log and in `advice.json`; `worth` is of the grids."""
-    found = [of_stage(kind, config, workdir, worth) for kind in config.stages]
+    lines = workdir.scalars()
+    found = [of_stage(kind, config, workdir, worth, lines) for kind in config.stages]
     for each in found:
         logging.info("%s\n%s", each, command(each, workdir))
-    write(workdir.root / "advice.json", found)
+    workdir.write("advice.json", as_json(found))
     return found
 
 
-def of_stage(kind: str, config: ConfigDict, workdir: Workdir, worth: Mapping[str, Worth]) -> Advice:
-    """The advice for a stage of a run; `worth` is of its grids, by label."""
+def of_stage(
+    kind: str,
+    config: ConfigDict,
+    workdir: Workdir,
+    worth: Mapping[str, Worth],
+    lines: Sequence[Mapping[str, Any]],
+) -> Advice:
+    """The advice for a stage of a run; `worth` is of its grids, by label, `lines` its metrics."""
     last = configs.for_stage(config, kind).train.num_steps
-    lines = workdir.scalars()
 
     def losses(name: str) -> dict[int, float]:
         curve = report.series(lines, f"{kind}/held_out/{name}")
@@ -161,12 +166,10 @@ def rows(found: Advice) -> list[tuple[str, ...]]:
     ]
 
 
-def write(file: Path, found: Sequence[Advice]) -> None:
-    """Writes `advice.json`: `{stage: {step, why, steps}}`."""
+def as_json(found: Sequence[Advice]) -> str:
+    """What `advice.json` has: `{stage: {step, why, steps}}`."""
     told: dict[str, Any] = {}
     for each in found:
         entry = dataclasses.asdict(each)
         told[entry.pop("kind")] = entry
-    part = file.with_name(file.name + ".tmp")
-    part.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    part.replace(file)
+    return json.dumps(told, indent=1, ensure_ascii=False) + "\n"

@@ -52,7 +52,7 @@ def drawn(
       PriorError: they cannot be used, or cannot be made.
       Interrupted: a signal came; those drawn so far are kept.
     """
-    if config.prior_loss_weight == 0 or config.prior.kind != "images":
+    if not configs.draws_class_images(config):
         return ()
     root = config.prior.folder
     folders = subjects.class_folders(

@@ -95,12 +95,9 @@ def parts(config: ConfigDict, speed: Speed, class_nouns: Sequence[str]) -> dict[
     """Seconds of each part of the runs to come; class images are drawn once for a class noun."""
     runs = len(class_nouns)
     stages = {kind: configs.for_stage(config, kind).train for kind in config.stages}
-    grids = 2  # before and after
-    if config.train.sample_every:
-        grids += sum(train.num_steps // config.train.sample_every for train in stages.values())
     in_grid = len(expanded(config.sample.prompts)) * config.sample.num_images
-    drawn = config.prior_loss_weight > 0 and config.prior.kind == "images"
-    number = configs.num_class_images(config)[0] if drawn and not config.prior.images else 0
+    drawn = configs.draws_class_images(config)
+    number = configs.num_class_images(config)[0] if drawn else 0
     class_pictures = number * len(set(class_nouns))
     return {
         "starting": runs * speed.start,
@@ -109,7 +106,7 @@ def parts(config: ConfigDict, speed: Speed, class_nouns: Sequence[str]) -> dict[
             f"training {kind}": runs * train.num_steps * speed.step[kind]
             for kind, train in stages.items()
         },
-        "pictures": runs * grids * in_grid * speed.picture,
+        "pictures": runs * configs.num_grids(config) * in_grid * speed.picture,
     }
 
 

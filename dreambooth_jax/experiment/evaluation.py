@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from dreambooth_jax import config as configs
 from dreambooth_jax import export
 from dreambooth_jax.data import audit, images
-from dreambooth_jax.data.prompts import mentions
+from dreambooth_jax.data.prompts import is_of_class, mentions
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.evaluate import by_prompt, encoders, measures, pictures, scores
 from dreambooth_jax.evaluate.encoders import EncoderError, Features
@@ -24,7 +24,7 @@ from dreambooth_jax.evaluate.scores import TUNED, UNTOUCHED, Score
 from dreambooth_jax.experiment import setup, subjects
 from dreambooth_jax.experiment.judged import Judged, Worth
 from dreambooth_jax.experiment.model import Model
-from dreambooth_jax.experiment.modes import named, restored
+from dreambooth_jax.experiment.modes import named, reopened, restored
 from dreambooth_jax.experiment.painter import Grid, Painter, grids_of
 from dreambooth_jax.experiment.workdir import Workdir
 
@@ -44,9 +44,7 @@ def evaluate(config: ConfigDict, folder: Path) -> Path:
         return _of_folders(config, folder, names)
     workdir = Workdir.of_run(folder, config)
     photos = _photos(config)
-    model = setup.load(config, setup.open_stages(config))
-    words = subjects.words(config, model, workdir, as_exported=True)
-    model = subjects.with_new_words(config, model, words)
+    model, words = reopened(config, workdir)
     painter = Painter(config, model, words, workdir)
     tuned, steps = restored(config, model, workdir)
     grids = {UNTOUCHED: painter.judged(model.weights, UNTOUCHED, ready="before")}
@@ -78,14 +76,19 @@ def required(config: ConfigDict) -> list[str]:
             "no judge is at hand. Write pip install 'dreambooth_jax[eval]', or name one: "
             f"--config.evaluate.encoders={list(encoders.KINDS)[:1]}, with its weights."
         )
-    encoders.check(names, _sources(config, None))
     return names
 
 
 def chosen(config: ConfigDict) -> list[str]:
-    """The judges that are asked for; with `evaluate.encoders = ()` those at hand."""
-    names = list(dict.fromkeys(config.evaluate.encoders))
-    return names or encoders.at_hand(_sources(config, None))
+    """The judges that are asked for; with `evaluate.encoders = ()` those at hand.
+
+    Raises:
+      EncoderError: one that is asked for is missing.
+    """
+    sources = _sources(config, None)
+    names = list(dict.fromkeys(config.evaluate.encoders)) or encoders.at_hand(sources)
+    encoders.check(names, sources)
+    return names
 
 
 def at_end(config: ConfigDict) -> list[str]:
@@ -94,11 +97,7 @@ def at_end(config: ConfigDict) -> list[str]:
     Raises:
       EncoderError: judges are asked for by name, and their weights are missing.
     """
-    if not config.evaluate.at_end:
-        return []
-    names = chosen(config)
-    encoders.check(names, _sources(config, None))
-    return names
+    return chosen(config) if config.evaluate.at_end else []
 
 
 def judge_run(
@@ -115,49 +114,50 @@ def judge_run(
     grids = {UNTOUCHED: untouched}
     grids[TUNED] = painter.judged(model.weights, named(dict(steps)), ready="after")
     with workdir.timed("scores"):
-        judges = _opened(config, names, model.mesh)
+        judges, photos = _opened(config, names, model.mesh), _photos(config)
         found, _ = _judge(
             config,
             judges,
             {name: _as_pictures(grid) for name, grid in grids.items()},
-            _photos(config),
+            photos,
             painter.words,
             workdir.root,
             about={"weights": named(dict(steps))},
         )
-    return Judged(found, grids, judges)
+    return Judged(found, grids, judges, photos)
 
 
 def judge_grids(
     config: ConfigDict, judged: Judged | None, painter: Painter, workdir: Workdir
 ) -> dict[str, Worth]:
-    """What each prompt grid of the run is worth, by label, by the first judge that makes features.
+    """What the prompt grids on the way are worth, by label, by the first judge that makes features.
 
-    Nothing without such a judge, or where the grids do not show a subject.
+    "before" is among them. Nothing without such a judge, or where the grids do not show a subject.
     """
-    judges = () if judged is None else judged.judges
-    judge = next((one for one in judges if isinstance(one, Features)), None)
+    if judged is None:
+        return {}
+    judge = next((one for one in judged.judges if isinstance(one, Features)), None)
     if judge is None:
         return {}
-    grids = {k: _as_pictures(grid) for k, grid in grids_of(config, workdir, painter.words).items()}
+    words = painter.words
+    drawn = grids_of(config, workdir, words)
+    grids = {label: _as_pictures(grid) for label, grid in drawn.items() if label != "after"}
     made = {label: judge.images(one.images, f"grid {label}") for label, one in grids.items()}
-    photos = [judge.images(own, "photos") for own in _photos(config)]
+    photos = [judge.images(own, "photos") for own in judged.photos]
     found = {}
     for label, one in grids.items():
-        likeness, drift = [], []
-        for each, own_photos in zip(painter.words, photos, strict=True):
-            if rows := one.rows(each.identifier):
-                likeness.append(measures.cosine(made[label][rows], own_photos).mean())
-        of_class = [
-            i
-            for i, prompt in enumerate(one.prompts)
-            if not any(mentions(prompt, each.identifier) for each in painter.words)
+        likeness = [
+            measures.cosine(made[label][rows], own_photos).mean()
+            for each, own_photos in zip(words, photos, strict=True)
+            if (rows := one.rows(each.identifier))
         ]
+        moved = None
+        of_class = [i for i, prompt in enumerate(one.prompts) if is_of_class(prompt, words)]
         if of_class and "before" in made:
             pairs = measures.cosine(made[label][of_class], made["before"][of_class])
-            drift.append(1 - np.diag(pairs).mean())
+            moved = float(1 - np.diag(pairs).mean())
         if likeness:
-            found[label] = Worth(float(np.mean(likeness)), float(np.mean(drift)) if drift else None)
+            found[label] = Worth(float(np.mean(likeness)), moved)
     return found
 
 

@@ -88,8 +88,7 @@ def _drawing(
 ) -> tuple[str, Any, tuple[Any, ...]]:
     """The sampler of a stage as it draws class images."""
     stage, rows = stages[kind], sharding.rows(mesh)
-    parts = sharding.row_shards(mesh)
-    count = -(-config.prior.batch_size // parts) * parts
+    count = sharding.whole_rows(config.prior.batch_size, mesh)
     weights = _weights(config, stage, mesh)
     drawing = {path: leaf for path, leaf in weights.items() if path.startswith(generate.DRAWING)}
     low = None
@@ -99,7 +98,7 @@ def _drawing(
     numbers = [jax.ShapeDtypeStruct((count,), t, sharding=rows) for t in (jnp.int32, jnp.uint32)]
     table = shapes.on(sharding.replicated(mesh), shapes.texts(config, stage)[1])
     made = generate.Sampler(stage, painter.settings_of(config, kind), mesh=mesh)
-    name = f"{kind}: draw, {count // parts} row(s)"
+    name = f"{kind}: draw, {count // sharding.row_shards(mesh)} row(s)"
     return name, made.program, (drawing, table, *numbers, low)
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from dreambooth_jax.evaluate.encoders import Distance, Features
 from dreambooth_jax.evaluate.scores import Score
 from dreambooth_jax.experiment.painter import Grid
@@ -12,12 +14,13 @@ from dreambooth_jax.experiment.painter import Grid
 class Judged:
     """The scores of a run, and the grids that they are of, by name of the weights.
 
-    judges: those that gave them, whose programs are compiled.
+    judges: those that gave them, whose programs are compiled; photos: of each subject.
     """
 
     scores: Sequence[Score]
     grids: Mapping[str, Grid]
-    judges: Sequence[Features | Distance] = ()
+    judges: Sequence[Features | Distance]
+    photos: Sequence[Sequence[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)

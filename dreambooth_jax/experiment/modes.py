@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from dreambooth_jax import checkpoint, optim, sharding, tree
 from dreambooth_jax import config as configs
 from dreambooth_jax.checkpoint import CheckpointError
+from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment import delivery, setup, subjects
 from dreambooth_jax.experiment.model import Model
 from dreambooth_jax.experiment.painter import Painter
@@ -28,9 +29,7 @@ def sample(config: ConfigDict, folder: Path) -> Path:
       ConfigError, CheckpointError, ValueError, OSError: what was found, expected, and what to do.
     """
     workdir = Workdir.of_run(folder, config)
-    model = setup.load(config, setup.open_stages(config))
-    words = subjects.words(config, model, workdir, as_exported=True)
-    model = subjects.with_new_words(config, model, words)
+    model, words = reopened(config, workdir)
     painter = Painter(config, model, words, workdir)
     tuned, steps = restored(config, model, workdir)
     return painter.drawn(tuned.weights, named(steps))
@@ -43,9 +42,7 @@ def export(config: ConfigDict, folder: Path) -> Path:
       ConfigError, CheckpointError, ValueError, OSError: what was found, expected, and what to do.
     """
     workdir = Workdir.of_run(folder, config)
-    model = setup.load(config, setup.open_stages(config))
-    words = subjects.words(config, model, workdir, as_exported=True)
-    model = subjects.with_new_words(config, model, words)
+    model, words = reopened(config, workdir)
     tuned, steps = restored(config, model, workdir)
     if not steps and all(config.restore[kind] is None for kind in config.stages):
         raise CheckpointError(
@@ -54,6 +51,17 @@ def export(config: ConfigDict, folder: Path) -> Path:
         )
     with GracefulStop() as stop:
         return delivery.deliver(config, tuned, words, workdir, stop, steps=steps)
+
+
+def reopened(config: ConfigDict, workdir: Workdir) -> tuple[Model, tuple[Words, ...]]:
+    """The base model of a run, with room for new words where there are some, and its words.
+
+    Raises:
+      ValueError, OSError: what was found, expected, and what to do.
+    """
+    model = setup.load(config, setup.open_stages(config))
+    words = subjects.words(config, model, workdir, as_exported=True)
+    return subjects.with_new_words(config, model, words), words
 
 
 def named(steps: dict[str, int]) -> str:

@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from dreambooth_jax import config as configs
 from dreambooth_jax import generate, report, rng, sharding, train, tree
-from dreambooth_jax.data.prompts import expanded, mentions
+from dreambooth_jax.data.prompts import expanded, is_of_class
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.model import Model, as_tuned, compute_dtype
 from dreambooth_jax.experiment.workdir import Workdir
@@ -63,12 +63,12 @@ class Painter:
     @property
     def block(self) -> int:
         """Class images per sampler call: `prior.batch_size`, rounded up to share it evenly."""
-        return _whole(self.config.prior.batch_size, self.model)
+        return sharding.whole_rows(self.config.prior.batch_size, self.model.mesh)
 
     @property
     def rows(self) -> int:
         """Pictures per sampler call: `sample.batch_size`, rounded up to share it evenly."""
-        return _whole(self.config.sample.batch_size, self.model)
+        return sharding.whole_rows(self.config.sample.batch_size, self.model.mesh)
 
     @property
     def identifiers(self) -> tuple[str, ...]:
@@ -230,7 +230,7 @@ def grid_of(config: ConfigDict, words: Sequence[Words]) -> list[tuple[str, str, 
 def judged_of(config: ConfigDict, words: Sequence[Words]) -> list[tuple[str, str, int]]:
     """The same of the pictures that the run is judged by; some prompt is always the class's."""
     prompts = prompts_of(config, words, config.evaluate.prompts or None)
-    if all(any(mentions(prompt, each.identifier) for each in words) for prompt in prompts):
+    if not any(is_of_class(prompt, words) for prompt in prompts):
         prompts = tuple(dict.fromkeys((*prompts, *(each.class_prompt for each in words))))
     return _named(config, prompts, config.evaluate.num_images or config.sample.num_images)
 
@@ -307,12 +307,6 @@ def _wait_for_files(moment: str) -> None:
     """Until the process that writes has written what it was about to."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(moment)
-
-
-def _whole(rows: int, model: Model) -> int:
-    """`rows`, rounded up to a multiple of the devices that share them."""
-    parts = sharding.row_shards(model.mesh)
-    return -(-rows // parts) * parts
 
 
 def settings_of(config: ConfigDict, kind: str) -> generate.Settings:

@@ -67,7 +67,7 @@ def estimate(config: ConfigDict, stages: Mapping[str, Stage]) -> dict[str, int]:
                 count = c.train.num_steps // c.train.keep_weights_every
                 parts["kept weights"] += count * checkpoint.estimate_bytes(trained)
         picture = stage.size**2 * 3 + _HEADER
-        if config.prior_loss_weight and config.prior.kind == "images" and not config.prior.images:
+        if configs.draws_class_images(config):
             shares = configs.class_shares(config).values()
             number = sum(configs.num_class_images(config, share=share)[0] for share in shares)
             parts["class images"] += number * picture
@@ -92,14 +92,9 @@ def _abstract(config: ConfigDict, c: ConfigDict, stage: Stage) -> tuple[tree.Fla
 
 
 def _grids(config: ConfigDict) -> int:
-    """Pictures of all prompt grids: before, on the way, after."""
-    count = 2
-    for kind in config.stages:
-        train_settings = configs.for_stage(config, kind).train
-        if train_settings.sample_every:
-            count += train_settings.num_steps // train_settings.sample_every
+    """Pictures of all prompt grids."""
     prompts = len(expanded(config.sample.prompts)) * len(configs.subjects(config))
-    return count * prompts * config.sample.num_images
+    return configs.num_grids(config) * prompts * config.sample.num_images
 
 
 def _export(config: ConfigDict, stage: Stage, trained: tree.Flat) -> int:

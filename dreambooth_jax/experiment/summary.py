@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from dreambooth_jax import __version__, report, tree
 from dreambooth_jax import config as configs
 from dreambooth_jax.data.class_images import ClassImages
-from dreambooth_jax.data.prompts import mentions
+from dreambooth_jax.data.prompts import is_of_class
 from dreambooth_jax.data.subject import Subject, Words
 from dreambooth_jax.evaluate import scores
 from dreambooth_jax.evaluate.scores import TUNED, UNTOUCHED
@@ -54,11 +54,7 @@ def _way(config: ConfigDict) -> str:
 
 def scored(judged: Judged, words: Sequence[Words]) -> list[Any]:
     """The sections that tell how well it went: the scores, and how far the class drifted."""
-    prompts = [
-        prompt
-        for prompt in judged.grids[TUNED]
-        if not any(mentions(prompt, each.identifier) for each in words)
-    ]
+    prompts = [prompt for prompt in judged.grids[TUNED] if is_of_class(prompt, words)]
     return [
         report.Table(
             "Scores",

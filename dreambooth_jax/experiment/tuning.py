@@ -193,9 +193,7 @@ def batches(
         turns = [*range(len(cast))]
     elif classes:
         nouns = [each.class_noun for each in classes]
-        pictures = [
-            encoded(class_pictures(kind, model, x, text=text), model, kind) for x in classes
-        ]
+        pictures = [encoded(pictures_of(kind, model, x, text=text), model, kind) for x in classes]
         turns = [nouns.index(each.class_noun) for each in cast]
     source = SubjectBatches(
         subjects=photos,
@@ -233,38 +231,27 @@ def parted(subject: Subject, held_out: int) -> tuple[list[int], list[int]]:
 def photos_of(
     kind: str, c: ConfigDict, model: Model, subject: Subject, *, text: generate.Text
 ) -> Pictures:
-    """A subject's photos as a stage sees them."""
+    """A subject's photos as a stage sees them, the loss weighted where they have masks."""
     stage = model.stages[kind]
-    low = _low_res(kind, model, subject.pixels)
-    weights = None
-    if subject.masks:
-        masks, side = subject.masks[stage.size], stage.sample_shape[0]
-        weights = weights_of(masks, side=side, outside=c.loss.outside_mask)
-    return Pictures(
-        images.to_float(subject.pixels[stage.size]),
-        text.rows(subject.row_prompts),
-        low_res=low,
-        sizes=subject.sizes(stage.size) if stage.family.sized else None,
-        pixel_weights=weights,
-    )
+    photos = pictures_of(kind, model, subject, text=text)
+    if not subject.masks:
+        return photos
+    masks, side = subject.masks[stage.size], stage.sample_shape[0]
+    weights = weights_of(masks, side=side, outside=c.loss.outside_mask)
+    return dataclasses.replace(photos, pixel_weights=weights)
 
 
-def class_pictures(kind: str, model: Model, found: ClassImages, *, text: generate.Text) -> Pictures:
-    """Class images as a stage trains on them."""
-    stage = model.stages[kind]
+def pictures_of(
+    kind: str, model: Model, found: Subject | ClassImages, *, text: generate.Text
+) -> Pictures:
+    """Photos or class images as a stage sees them; an upscaler with the base's size beside it."""
+    stage, small = model.stages[kind], model.stages["base"].size
     return Pictures(
         images.to_float(found.pixels[stage.size]),
         text.rows(found.row_prompts),
-        low_res=_low_res(kind, model, found.pixels),
+        low_res=images.to_float(found.pixels[small]) if kind == "upscaler" else None,
         sizes=found.sizes(stage.size) if stage.family.sized else None,
     )
-
-
-def _low_res(kind: str, model: Model, pixels: Mapping[int, np.ndarray]) -> np.ndarray | None:
-    """What an upscaler sees of these pictures."""
-    if kind != "upscaler":
-        return None
-    return images.to_float(pixels[model.stages["base"].size])
 
 
 def encoded(pictures: Pictures, model: Model, kind: str) -> Pictures:

@@ -118,6 +118,10 @@ class Workdir:
         """The folder of a stage's trained weights that `train.keep_weights_every` keeps."""
         return self.root / "kept_weights" / kind
 
+    def write(self, name: str, text: str) -> None:
+        """Writes a file of the folder whole or not at all."""
+        _replace(self.root / name, text)
+
     def scalars(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`."""
         return metrics.read(self.root / "metrics.jsonl")
@@ -133,7 +137,7 @@ class Workdir:
         """Writes `subjects.json`: what the run calls its subjects; `chosen_by` determines it."""
         if jax.process_index() == 0 and not self.of_others:
             content = {"subjects": words, "chosen_by": chosen_by}
-            _replace(self.root / "subjects.json", json.dumps(content, indent=1) + "\n")
+            self.write("subjects.json", json.dumps(content, indent=1) + "\n")
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -145,7 +149,7 @@ class Workdir:
             if jax.process_index() == 0 and not self.of_others:
                 seconds = self.timings()
                 seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - begin, 3)
-                _replace(self.root / "timings.json", json.dumps(seconds, indent=1) + "\n")
+                self.write("timings.json", json.dumps(seconds, indent=1) + "\n")
 
     def timings(self) -> dict[str, float]:
         """Seconds by part of the run."""
