@@ -50,9 +50,9 @@ class Trial:
         about = json.loads((self.folder / "export" / "dreambooth.json").read_text())
         return about["identifier"].split()[0]
 
-    def photos(self) -> np.ndarray:
-        """The photos as the model sees them, uint8 `[N,H,W,3]`."""
-        files = sorted(Path(self.config.subject.images).glob("*.png"))
+    def photos(self, folder: Path | None = None) -> np.ndarray:
+        """The photos, or those of another folder, at the pictures' size, uint8 `[N,H,W,3]`."""
+        files = sorted((folder or Path(self.config.subject.images)).glob("*.png"))
         size = next(iter(self.pictures("after").values())).shape[1]
         return np.stack([images.cover(images.read(file), size) for file in files])
 

@@ -7,13 +7,13 @@ import io
 import math
 import os
 import re
-import shutil
 import subprocess
 from html import escape
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
 
+import browser
 import numpy as np
 import pytest
 from PIL import Image
@@ -327,11 +327,9 @@ def test_colours_have_contrast_by_day_and_by_night():
             assert (light + 0.05) / (dark + 0.05) >= least, (front, back, palette)
 
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
-@pytest.mark.skipif(BROWSER is None, reason=f"lays the page out in one of {BROWSERS}: none found")
+@pytest.mark.skipif(
+    browser.PROGRAM is None, reason=f"lays the page out in one of {browser.NAMES}: none found"
+)
 def test_nothing_hangs_over_the_edge_of_a_phone_or_a_screen(tmp_path):
     """The page in frames as wide as a phone and a screen; each must not be wider than its frame."""
     long = "a zib " + "unbreakably" * 12
@@ -360,7 +358,7 @@ def test_nothing_hangs_over_the_edge_of_a_phone_or_a_screen(tmp_path):
         "utf-8",
     )
     flags = "--headless=new --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --dump-dom"
-    command = [BROWSER, *flags.split(), "--virtual-time-budget=3000"]
+    command = [browser.PROGRAM, *flags.split(), "--virtual-time-budget=3000"]
     command += [f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run([*command, wrapper.as_uri()], capture_output=True, timeout=120)
     found = re.search(r'data-found="([\d,]+)"', done.stdout.decode("utf-8", "replace"))

@@ -1,0 +1,179 @@
+"""Means of the study's measures with intervals, and what they say about the paper, in Markdown.
+
+Not a command: `study.py` prints what is made here.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from study_jury import DIV, PRES, PROMPT, SUBJECT, Worth
+
+from dreambooth_jax.evaluate import measures
+
+Key = tuple[str, int]  # subject, seed
+HEADS = {SUBJECT: "subject ↑", PROMPT: "prompt, % ↑", PRES: "PRES ↓", DIV: "DIV ↑"}
+# Table of the paper -> arms that it compares.
+TABLES = {
+    "Table 1: the method": ("DreamBooth", "textual inversion"),
+    "Table 3: class images": ("DreamBooth", "no class images", "prior by prediction"),
+    "Table 4: the class noun": ("DreamBooth", "wrong noun", "no noun", "no class images"),
+    "Table 5: number of photos": (
+        *(f"{count} of 5 photos" for count in (1, 2, 3, 4)),
+        "DreamBooth",
+    ),
+    "The subject's word": ("DreamBooth", "common word", "random letters"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What the paper found: `measure` of arm `a` is larger than of arm `b`."""
+
+    text: str
+    measure: str
+    a: str
+    b: str
+
+
+FINDINGS = (
+    Finding("DreamBooth is nearer to the subject than textual inversion", SUBJECT,
+            "DreamBooth", "textual inversion"),
+    Finding("DreamBooth follows prompts better than textual inversion", PROMPT,
+            "DreamBooth", "textual inversion"),
+    Finding("class images keep the class from looking like the subject (PRES)", PRES,
+            "no class images", "DreamBooth"),
+    Finding("class images keep pictures diverse (DIV)", DIV, "DreamBooth", "no class images"),
+    Finding("class images cost some likeness to the subject", SUBJECT,
+            "no class images", "DreamBooth"),
+    Finding("the right noun is nearer to the subject than a wrong one", SUBJECT,
+            "DreamBooth", "wrong noun"),
+    Finding("the right noun is nearer to the subject than none", SUBJECT, "DreamBooth", "no noun"),
+    Finding("the same, both without class images", SUBJECT, "no class images", "no noun"),
+    Finding("five photos are nearer to the subject than one", SUBJECT,
+            "DreamBooth", "1 of 5 photos"),
+    Finding("a rare word is nearer to the subject than a common one", SUBJECT,
+            "DreamBooth", "common word"),
+    Finding("a rare word follows prompts better than a common one", PROMPT,
+            "DreamBooth", "common word"),
+    Finding("a rare word is nearer to the subject than random letters", SUBJECT,
+            "DreamBooth", "random letters"),
+    Finding("a rare word follows prompts better than random letters", PROMPT,
+            "DreamBooth", "random letters"),
+)  # fmt: skip
+
+
+class Found:
+    """What finished trials are worth: measures by arm, grid, and (subject, seed)."""
+
+    def __init__(self) -> None:
+        self._worth: dict[tuple[str, str], dict[Key, Mapping[str, float]]] = {}
+
+    def add(self, subject: str, seed: int, arm: str, worth: Worth) -> None:
+        """Takes one trial's."""
+        for grid, found in worth.items():
+            self._worth.setdefault((arm, grid), {})[subject, seed] = found
+
+    def grids(self, arm: str) -> list[int]:
+        """The optimizer steps at which an arm drew."""
+        names = {grid for own, grid in self._worth if own == arm}
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def of(self, arm: str, grid: str = "after") -> Mapping[Key, Mapping[str, float]]:
+        """Measures by subject and seed, none where the arm has no finished trial."""
+        return self._worth.get((arm, grid), {})
+
+    def mean(self, arm: str, measure: str, grid: str = "after") -> measures.Estimate | None:
+        """Of an arm's trials; None where there are none."""
+        values = {key: own[measure] for key, own in self.of(arm, grid).items() if measure in own}
+        return _estimate(values)
+
+    def difference(
+        self, measure: str, a: str, b: str, grids: tuple[str, str] = ("after", "after")
+    ) -> measures.Estimate | None:
+        """Of arm `a` less arm `b`, over the subjects and seeds that both have."""
+        first, second = self.of(a, grids[0]), self.of(b, grids[1])
+        both = [key for key in first if key in second]
+        return _estimate({key: first[key][measure] - second[key][measure] for key in both})
+
+
+def _estimate(values: Mapping[Key, float]) -> measures.Estimate | None:
+    if not values:
+        return None
+    subjects = [subject for subject, _ in values]
+    return measures.Bootstrap().each(np.array(list(values.values())), subjects)
+
+
+def _shown(found: measures.Estimate | None, measure: str, *, sign: str = "") -> str:
+    if found is None:
+        return ""
+    digits = 1 if measure == PROMPT else 3
+    low, high = (f"{bound:.{digits}f}" for bound in (found.low, found.high))
+    return f"{found.value:{sign}.{digits}f} [{low}, {high}]"
+
+
+def _row(first: str, cells: list[str]) -> str:
+    return f"| {first} | " + " | ".join(cells) + " |"
+
+
+def _header(first: str, heads: list[str]) -> list[str]:
+    return [_row(first, heads), "|---" * (len(heads) + 1) + "|"]
+
+
+def report(found: Found) -> str:
+    """Everything, as Markdown."""
+    lines: list[str] = []
+    for title, arms in TABLES.items():
+        present = [arm for arm in arms if found.of(arm)]
+        if not present:
+            continue
+        lines += [f"### {title}", "", *_header("", ["trials", *HEADS.values()])]
+        if title.startswith("Table 1"):
+            photos = _shown(found.mean("DreamBooth", SUBJECT, "photos"), SUBJECT)
+            lines.append(_row("the photos among themselves", ["", photos, "", "", ""]))
+            cells = [_shown(found.mean("DreamBooth", m, "before"), m) for m in HEADS]
+            lines.append(_row("untouched", [str(len(found.of("DreamBooth"))), *cells]))
+        for arm in present:
+            cells = [_shown(found.mean(arm, measure), measure) for measure in HEADS]
+            lines.append(_row(arm, [str(len(found.of(arm))), *cells]))
+        lines.append("")
+    lines += _steps(found)
+    lines += ["### What holds", "", *_header("finding of the paper", ["difference", "here"])]
+    for finding in FINDINGS:
+        difference = found.difference(finding.measure, finding.a, finding.b)
+        if difference is not None:
+            shown = _shown(difference, finding.measure, sign="+")
+            lines.append(_row(finding.text, [shown, verdict(difference)]))
+    return "\n".join(lines)
+
+
+def verdict(difference: measures.Estimate) -> str:
+    """What an interval says about a difference that should be above 0."""
+    if difference.low > 0:
+        return "holds"
+    return "the reverse" if difference.high < 0 else "not decided"
+
+
+def _steps(found: Found) -> list[str]:
+    """A table by step of the longer arms, and from which step on prompts are followed less."""
+    lines: list[str] = []
+    for arm in ("longer", "longer, no class images"):
+        steps = found.grids(arm)
+        if not steps:
+            continue
+        lines += [f"### Steps: {arm.removeprefix('longer').strip(', ') or 'with class images'}", ""]
+        lines += _header("step", ["trials", *HEADS.values(), "prompt − untouched, %"])
+        forgotten = None
+        for step in ("before", *map(str, steps)):
+            cells = [_shown(found.mean(arm, measure, step), measure) for measure in HEADS]
+            lost = found.difference(PROMPT, arm, arm, (step, "before"))
+            if lost is not None and lost.high < 0 and forgotten is None:
+                forgotten = step
+            trend = "" if step == "before" else _shown(lost, PROMPT, sign="+")
+            count = str(len(found.of(arm, step)))
+            lines.append(_row(step.replace("before", "0"), [count, *cells, trend]))
+        best = max(steps, key=lambda step: found.mean(arm, SUBJECT, str(step)) or (0,))
+        since = f"from step {forgotten} on" if forgotten else "at no step"
+        nearest = f"Nearest to the subject at step {best}; prompts are followed less than by the"
+        lines += ["", f"{nearest} untouched model {since}.", ""]
+    return lines
