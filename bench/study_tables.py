@@ -16,6 +16,7 @@ HEADS = {SUBJECT: "subject ↑", PROMPT: "prompt, % ↑", PRES: "PRES ↓", DIV:
 # Table of the paper -> arms that it compares.
 TABLES = {
     "Table 1: the method": ("DreamBooth", "textual inversion"),
+    "Table 1 after three times the steps": ("longer", "longer, textual inversion"),
     "Table 3: class images": ("DreamBooth", "no class images", "prior by prediction"),
     "Table 4: the class noun": ("DreamBooth", "wrong noun", "no noun", "no class images"),
     "Table 5: number of photos": (
@@ -41,11 +42,17 @@ FINDINGS = (
             "DreamBooth", "textual inversion"),
     Finding("DreamBooth follows prompts better than textual inversion", PROMPT,
             "DreamBooth", "textual inversion"),
+    Finding("the first, after three times the steps", SUBJECT,
+            "longer", "longer, textual inversion"),
+    Finding("the second, after three times the steps", PROMPT,
+            "longer", "longer, textual inversion"),
     Finding("class images keep the class from looking like the subject (PRES)", PRES,
             "no class images", "DreamBooth"),
     Finding("class images keep pictures diverse (DIV)", DIV, "DreamBooth", "no class images"),
     Finding("class images cost some likeness to the subject", SUBJECT,
             "no class images", "DreamBooth"),
+    Finding("they cost some, after three times the steps", SUBJECT,
+            "longer, no class images", "longer"),
     Finding("the right noun is nearer to the subject than a wrong one", SUBJECT,
             "DreamBooth", "wrong noun"),
     Finding("the right noun is nearer to the subject than none", SUBJECT, "DreamBooth", "no noun"),
@@ -128,7 +135,7 @@ def report(found: Found) -> str:
         if not present:
             continue
         lines += [f"### {title}", "", *_header("", ["trials", *HEADS.values()])]
-        if title.startswith("Table 1"):
+        if title == "Table 1: the method":
             photos = _shown(found.mean("DreamBooth", SUBJECT, "photos"), SUBJECT)
             lines.append(_row("the photos among themselves", ["", photos, "", "", ""]))
             cells = [_shown(found.mean("DreamBooth", m, "before"), m) for m in HEADS]
