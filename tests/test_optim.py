@@ -6,7 +6,7 @@ import pytest
 from toy_stage import optimizer
 
 from dreambooth_jax import optim
-from dreambooth_jax.optim import adam8bit
+from dreambooth_jax.optim import adam8bit, bfloat16, moments
 
 # Those whose single steps are known beforehand; the others find their rate, or average.
 PLAIN = sorted({*optim.OPTIMIZERS} - {"prodigy", "schedule_free_adamw"})
@@ -178,16 +178,44 @@ def distance(a, b):
     return float(jnp.sqrt(jnp.square(a["w"] - b["w"]).mean()))
 
 
-def test_eight_bits_follow_adamw_in_a_quarter_of_its_memory():
+@pytest.mark.parametrize(("name", "share"), [("adamw_bf16", 0.501), ("adamw8bit", 0.27)])
+def test_fewer_bits_follow_adamw_in_a_share_of_its_memory(name, share):
     how = {"learning_rate": 0.02, "weight_decay": 1e-3, "schedule": "cosine"}
     exact, _, best, full = quadratic("adamw", steps=300, **how)
-    coded, _, _, state = quadratic("adamw8bit", steps=300, **how)
+    coded, _, _, state = quadratic(name, steps=300, **how)
     start = distance({"w": jnp.zeros((48, 256))}, best)
     assert distance(exact, best) < 0.1 * start
     assert distance(coded, best) < 1.1 * distance(exact, best)
     assert distance(coded, exact) < 0.03 * start
     sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(s)) for s in (state, full)]
-    assert sizes[0] < 0.27 * sizes[1]
+    assert sizes[0] < share * sizes[1]
+
+
+def test_second_moments_of_bfloat16_fall_as_they_should():
+    """With b2 = 0.999 and no gradient to 0.999^n; the nearest number would never change."""
+    tx = moments.scale_by_adam(0.9, 0.999, 1e-8, coding=bfloat16.BFLOAT16)
+    ones = {"w": jnp.ones((64, 64))}
+    _, state = jax.jit(tx.update)(ones, tx.init(ones))
+    none = jax.tree.map(jnp.zeros_like, ones)
+    state, _ = jax.jit(
+        lambda state: jax.lax.scan(lambda s, _: (tx.update(none, s)[1], None), state, length=1000)
+    )(state)
+    assert state.nu["w"].dtype == state.mu["w"].dtype == jnp.bfloat16
+    left = np.asarray(state.nu["w"], np.float64) / (0.001 * 0.999**1000)
+    assert abs(left.mean() - 1) < 0.01
+    assert 0.01 < left.std() < 0.1  # each by itself, by noise that averages out
+
+
+def test_rounding_at_random_keeps_numbers_of_bfloat16_and_others_on_average():
+    rng = np.random.default_rng(0)
+    exact = jnp.asarray(rng.normal(size=4096), jnp.bfloat16)
+    noise = moments.random_bits((300, 4096), jnp.uint32(3)) >> 16
+    same = jax.vmap(lambda n: bfloat16.round_at_random(exact.astype(jnp.float32), n))(noise[:9])
+    assert (same == exact[None]).all()
+    x = jnp.float32(-1.001)  # between -1 and -1.0078125, 12.8 % of the way
+    found = np.asarray(bfloat16.round_at_random(jnp.full((300, 4096), x), noise), np.float64)
+    assert set(np.unique(found)) == {-1.0078125, -1.0}
+    np.testing.assert_allclose(found.mean(), x, atol=5 * 0.0026 / np.sqrt(found.size))
 
 
 def test_codes_keep_magnitudes_over_five_decades():
@@ -210,7 +238,7 @@ def test_codes_keep_magnitudes_over_five_decades():
 
 def test_what_rounds_up_or_down_is_uniform_and_another_for_each_place_and_step():
     seeds = jax.random.bits(jax.random.key(1), (2,))
-    found = np.stack([adam8bit.uniform((20, 4000), seed) for seed in seeds])
+    found = np.stack([moments.uniform((20, 4000), seed) for seed in seeds])
     assert found.min() >= 0 and found.max() < 1
     for values in (found[0], found[1], found[0][:, ::2], found[0][:5]):
         counts = np.histogram(values, 100, (0, 1))[0]
@@ -227,12 +255,13 @@ def test_what_rounds_up_or_down_is_uniform_and_another_for_each_place_and_step()
         assert abs(correlation) < 5 / np.sqrt(one.size)
 
 
-def test_small_leaves_keep_their_moments_and_move_as_in_adamw():
+@pytest.mark.parametrize("name", ["adamw_bf16", "adamw8bit"])
+def test_small_leaves_keep_their_moments_and_move_as_in_adamw(name):
     params = {"bias": jnp.linspace(-1, 1, 7)}
     grads = {"bias": jnp.linspace(0.1, 2, 7)}
     how = {"learning_rate": 0.05, "weight_decay": 0.1}
     exact = moved(optimizer("adamw", **how), grads, params, steps=9)
-    found = moved(optimizer("adamw8bit", **how), grads, params, steps=9)
+    found = moved(optimizer(name, **how), grads, params, steps=9)
     np.testing.assert_allclose(found["bias"], exact["bias"], rtol=1e-5)
 
 

@@ -79,7 +79,7 @@ def test_a_leaf_outside_of_its_phase_does_not_change_by_a_bit(name, rate):
 
 
 @pytest.mark.parametrize("rate", [None, 0.003])
-@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "lion", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adamw_bf16", "adamw8bit", "lion", "sgd"])
 def test_a_late_phase_is_a_run_of_its_own(name, rate):
     """The same gradients from step 5 on give what they give from step 0 on."""
     rng = np.random.default_rng(0)

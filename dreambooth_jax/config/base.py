@@ -100,8 +100,9 @@ def base_config() -> ConfigDict:
     c.adapt.dora = False  # LoRA with trained lengths of the output channels (Liu et al. 2024)
 
     c.optim = ConfigDict()
-    # "adamw", "adamw8bit" (a quarter of its memory), "adafactor", "lion", "sgd", "prodigy" (finds
-    # its own learning rate: write 1.0), "schedule_free_adamw" (averages instead of a schedule)
+    # "adamw", "adamw_bf16" (half of its memory), "adamw8bit" (a quarter), "adafactor", "lion",
+    # "sgd", "prodigy" (finds its own learning rate: write 1.0), "schedule_free_adamw" (averages
+    # instead of a schedule)
     c.optim.name = "adamw"  # the update rule
     c.optim.learning_rate = 1e-5  # the peak; the paper's for Imagen (5e-6 for Stable Diffusion)
     c.optim.text_encoder_learning_rate = config_dict.placeholder(float)  # None: the same

@@ -61,8 +61,8 @@ def forecast(config: ConfigDict, folder: Path) -> Path:
         )
         raise DoesNotFit(
             f"{config.precompile.topology}: {told} on each device. Less memory: mesh.fsdp, "
-            "train.remat, train.accumulate, optim.name=adamw8bit, adapt.name=lora, "
-            "dtype=bfloat16; for drawing a smaller prior.batch_size."
+            "train.remat, train.accumulate, optim.name=adamw_bf16 or adamw8bit, "
+            "adapt.name=lora, dtype=bfloat16; for drawing a smaller prior.batch_size."
         )
     return file
 

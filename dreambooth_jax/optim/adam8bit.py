@@ -7,15 +7,14 @@ codes, so it is rounded up or down at random, in proportion: on average it moves
 Codes have the shape of their parameter, so they are split over devices as it is.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
+
+from dreambooth_jax.optim.moments import Coding, uniform
 
 BLOCK = 256
-SMALLEST = 4096  # numbers; smaller leaves keep float32 moments
 
 
 class Codes(NamedTuple):
@@ -23,14 +22,6 @@ class Codes(NamedTuple):
 
     code: jax.Array
     scale: jax.Array
-
-
-class Adam8bitState(NamedTuple):
-    """Steps so far, and both moments by path."""
-
-    steps: jax.Array
-    mu: dict[str, Any]
-    nu: dict[str, Any]
 
 
 def _blocks(x: jax.Array) -> jax.Array:
@@ -63,21 +54,6 @@ def decode_signed(codes: Codes) -> jax.Array:
     return _unscaled(jnp.sign(root) * jnp.square(root), codes.scale)
 
 
-def uniform(shape: tuple[int, ...], seed: jax.Array) -> jax.Array:
-    """Numbers in [0, 1) that depend on position and seed (uint32) alone.
-
-    A hash of 32 bits (Wellons 2018, "lowbias32"): good enough to round by, and compiled at once,
-    where a generator of jax for each of some hundred leaves takes minutes.
-    """
-    x = jnp.zeros(shape, jnp.uint32)
-    for axis, size in enumerate(shape):
-        x = x * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    x = x * np.uint32(0x9E3779B9) + seed
-    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-    return ((x ^ (x >> 16)) >> 8).astype(jnp.float32) * np.float32(2**-24)
-
-
 def encode_positive(x: jax.Array, seed: jax.Array) -> Codes:
     """Codes of a second moment, rounded up or down at random; only 0 becomes 0."""
     share, scale = _scaled(x)
@@ -92,40 +68,14 @@ def decode_positive(codes: Codes) -> jax.Array:
     return _unscaled((codes.code.astype(jnp.float32) / 255) ** 4, codes.scale)
 
 
-def scale_by_adam8bit(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """As `optax.scale_by_adam`, for flat dictionaries, with 8-bit moments of large leaves."""
+def zeros(shape: tuple[int, ...]) -> tuple[Codes, Codes]:
+    """Both moments before the first step."""
+    scale = jnp.zeros(_blocks(jnp.zeros(shape, jnp.int8)).shape[:-1], jnp.float32)
+    return Codes(jnp.zeros(shape, jnp.int8), scale), Codes(jnp.zeros(shape, jnp.uint8), scale)
 
-    def zeros(leaf: jax.Array, dtype: Any) -> Any:
-        if leaf.size < SMALLEST:
-            return jnp.zeros(leaf.shape, jnp.float32)
-        scale = jnp.zeros(_blocks(jnp.zeros(leaf.shape, jnp.int8)).shape[:-1], jnp.float32)
-        return Codes(jnp.zeros(leaf.shape, dtype), scale)
 
-    def init(params: dict[str, jax.Array]) -> Adam8bitState:
-        return Adam8bitState(
-            jnp.zeros((), jnp.int32),
-            {path: zeros(leaf, jnp.int8) for path, leaf in params.items()},
-            {path: zeros(leaf, jnp.uint8) for path, leaf in params.items()},
-        )
-
-    def update(
-        updates: dict[str, jax.Array], state: Adam8bitState, params: Any = None
-    ) -> tuple[dict[str, jax.Array], Adam8bitState]:
-        del params
-        count = state.steps + 1
-        seeds = jax.random.bits(jax.random.fold_in(jax.random.key(8), count), (len(updates),))
-        moved, mu, nu = {}, {}, {}
-        for number, (path, grad) in enumerate(sorted(updates.items())):
-            m, v = state.mu[path], state.nu[path]
-            coded = isinstance(m, Codes)
-            m, v = (decode_signed(m), decode_positive(v)) if coded else (m, v)
-            m = b1 * m + (1 - b1) * grad
-            v = b2 * v + (1 - b2) * jnp.square(grad)
-            first, second = m / (1 - b1**count), v / (1 - b2**count)
-            moved[path] = first / (jnp.sqrt(second) + eps)
-            if coded:
-                m, v = encode_signed(m), encode_positive(v, seeds[number])
-            mu[path], nu[path] = m, v
-        return moved, Adam8bitState(count, mu, nu)
-
-    return optax.GradientTransformation(init, update)
+EIGHT_BITS = Coding(
+    zeros=zeros,
+    encode=lambda m, v, seed: (encode_signed(m), encode_positive(v, seed)),
+    decode=lambda m, v: (decode_signed(m), decode_positive(v)),
+)

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from dreambooth_jax.optim.adam8bit import scale_by_adam8bit
+from dreambooth_jax.optim.adam8bit import EIGHT_BITS
+from dreambooth_jax.optim.bfloat16 import BFLOAT16
+from dreambooth_jax.optim.moments import Coding, scale_by_adam
 from dreambooth_jax.optim.phases import Phases, owner, phased
 from dreambooth_jax.tree import Flat
 
@@ -49,13 +51,19 @@ def _decayed(
     return optax.chain(rule, decay, optax.scale_by_learning_rate(lr, flip_sign=False))
 
 
-OPTIMIZERS: dict[str, Rule] = {
-    "adamw": lambda lr, o: optax.adamw(lr, o.b1, o.b2, o.eps, weight_decay=o.weight_decay),
-    "adamw8bit": lambda lr, o: optax.chain(
-        scale_by_adam8bit(o.b1, o.b2, o.eps),
+def _with_moments(coding: Coding) -> Rule:
+    """AdamW with moments kept as `coding` does."""
+    return lambda lr, o: optax.chain(
+        scale_by_adam(o.b1, o.b2, o.eps, coding=coding),
         optax.add_decayed_weights(o.weight_decay),
         optax.scale_by_learning_rate(lr),
-    ),
+    )
+
+
+OPTIMIZERS: dict[str, Rule] = {
+    "adamw": lambda lr, o: optax.adamw(lr, o.b1, o.b2, o.eps, weight_decay=o.weight_decay),
+    "adamw_bf16": _with_moments(BFLOAT16),
+    "adamw8bit": _with_moments(EIGHT_BITS),
     "prodigy": lambda lr, o: optax.contrib.prodigy(
         lr, betas=(o.b1, o.b2), eps=o.eps, weight_decay=o.weight_decay
     ),
