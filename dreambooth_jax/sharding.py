@@ -1,16 +1,20 @@
 """Where arrays live: the mesh, regex tables from paths to shardings, the table of what went where.
 
 Axes: `data` splits the rows of a batch; `fsdp` splits rows as well, and the parameters and
-optimizer state (ZeRO-3, Rajbhandari et al. 2020); `tensor` is reserved for splitting single layers.
-Networks never mention any of them.
+optimizer state (ZeRO-3, Rajbhandari et al. 2020); `tensor` splits single layers, in pairs: the
+outputs of the first, the inputs of the second, whose results are then summed over the devices
+(Shoeybi et al. 2019). Networks never mention any of them.
 """
 
+import collections
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,6 +23,8 @@ from dreambooth_jax import tree
 AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))
 Rules = Sequence[tuple[str, str]]
+LAYER_AXES = {"columns": -1, "rows": -2}  # of a kernel [..., inputs, outputs]: what `tensor` cuts
+NO_HEADS: Mapping[str, int] = {}
 
 
 def make_mesh(
@@ -26,8 +32,11 @@ def make_mesh(
 ) -> Mesh:
     """A mesh over all devices; one size may be -1: it takes what the others leave.
 
+    Where devices are on several fast networks (slices of TPUs, hosts of GPUs, processes), `data`
+    goes over the slower one between these, `fsdp` only where `data` is too small, `tensor` never.
+
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or not so over the networks.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -41,9 +50,84 @@ def make_mesh(
             f"mesh: {asked} do not multiply to the {len(devices)} devices of this run. "
             "Set one of them to -1 to take all that the others leave."
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    axis_types = (AxisType.Auto,) * len(AXES)
+    count, word = _networks(devices)
+    if count == 1:
+        shape = tuple(sizes.values())
+        return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+    outer = _between(sizes, count, len(devices), word)
+    inner = [size // parts for size, parts in zip(sizes.values(), outer, strict=True)]
+    array = mesh_utils.create_hybrid_device_mesh(
+        inner,
+        outer,
+        devices,
+        process_is_granule=word == "processes",
+        allow_split_physical_axes=True,
     )
+    return Mesh(array, AXES, axis_types=axis_types)
+
+
+def _network(device: Any) -> tuple[int, str]:
+    """The fast network that a device is on, and what those are: slices, or else processes."""
+    found = getattr(device, "slice_index", None)
+    if found is not None:
+        return found, "slices"
+    return (0, "slices") if device.platform == "tpu" else (device.process_index, "processes")
+
+
+def _networks(devices: Sequence[Any]) -> tuple[int, str]:
+    """How many fast networks there are, and their word.
+
+    Raises:
+      ValueError: they have not all as many devices.
+    """
+    found = collections.Counter(map(_network, devices))
+    word = next(iter(found))[1]
+    if set(found.values()) == {1}:  # a process for each device: that says nothing of networks
+        return 1, word
+    if len(set(found.values())) > 1:
+        told = ", ".join(str(size) for size in found.values())
+        raise ValueError(
+            f"mesh: the {len(found)} {word} of this run have {told} devices. A mesh over several "
+            "needs as many of each: start the run with equal ones."
+        )
+    return len(found), word
+
+
+def _between(sizes: Mapping[str, int], count: int, total: int, word: str) -> tuple[int, int, int]:
+    """Into how many parts each axis is cut between `count` fast networks: data, then fsdp.
+
+    Raises:
+      ValueError: they do not divide so; the message has sizes that do.
+    """
+    data, fsdp, tensor = sizes.values()
+    over_data = math.gcd(data, count)
+    over_fsdp = count // over_data
+    if fsdp % over_fsdp == 0:
+        return over_data, over_fsdp, 1
+    each = total // count
+    fewer = math.gcd(tensor, each)
+    parts = math.gcd(fsdp, each // fewer)
+    asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    raise ValueError(
+        f"mesh: {asked} on {count} {word} of {each} devices. Only data, and then fsdp, may go over "
+        f"the slower network between {word}, and tensor never: mesh.data × mesh.fsdp must split "
+        f"into {count} parts. Write --config.mesh.data={total // (fewer * parts)} "
+        f"--config.mesh.fsdp={parts} --config.mesh.tensor={fewer}."
+    )
+
+
+def describe(mesh: Mesh) -> str:
+    """The sizes of a mesh in one line, and which axes go over a slower network."""
+    told = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    count, word = _networks(list(mesh.devices.flat))
+    if count == 1:
+        return told
+    where = np.vectorize(lambda device: _network(device)[0])(mesh.devices)
+    crossing = [
+        axis for k, axis in enumerate(mesh.axis_names) if (where != where.take([0], axis=k)).any()
+    ]
+    return f"{told}; {count} {word} along {' and '.join(crossing)}"
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -72,26 +156,72 @@ def check_rows(rows: int, mesh: Mesh, *, key: str) -> None:
         )
 
 
-def spec(path: str, leaf: Any, *, rules: Rules, mesh: Mesh, min_bytes: int) -> P:
-    """How a leaf is split: `fsdp` cuts its largest axis that divides; small leaves stay whole."""
+def spec(
+    path: str,
+    leaf: Any,
+    *,
+    rules: Rules,
+    mesh: Mesh,
+    min_bytes: int,
+    heads: Mapping[str, int] = NO_HEADS,
+) -> P:
+    """How a leaf is split, by the first rule that matches its path.
+
+    "columns" and "rows" cut a layer's outputs (the last axis) and inputs (the one before it) over
+    `tensor`, in whole heads below a module in `heads`. Whatever is not to "replicate" is cut over
+    `fsdp` as well: along the largest other axis that divides, unless it has less than `min_bytes`.
+    """
+    return _cut(path, leaf, rules=rules, mesh=mesh, min_bytes=min_bytes, heads=heads)[0]
+
+
+def _cut(
+    path: str, leaf: Any, *, rules: Rules, mesh: Mesh, min_bytes: int, heads: Mapping[str, int]
+) -> tuple[P, tuple[str, ...]]:
+    """`spec`, and the axes of the mesh over which the leaf stays whole for want of a divisor."""
     rule = tree.first_match(path, rules, what="sharding.rules")
+    if rule == "replicate":
+        return P(), ()
+    cut: list[str | None] = [None] * len(leaf.shape)
+    failed = []
+    parts = mesh.shape["tensor"]
+    if parts > 1 and rule in LAYER_AXES and len(leaf.shape) >= -LAYER_AXES[rule]:
+        axis = LAYER_AXES[rule]
+        if leaf.shape[axis] % parts or _heads_of(path, heads, leaf.shape[axis]) % parts:
+            failed.append("tensor")
+        else:
+            cut[axis] = "tensor"
     parts = mesh.shape["fsdp"]
-    if rule == "replicate" or parts == 1 or tree.nbytes({path: leaf}) < min_bytes:
-        return P()
-    for axis in sorted(range(len(leaf.shape)), key=lambda axis: -leaf.shape[axis]):
-        if leaf.shape[axis] % parts == 0:
-            return P(*(None,) * axis, "fsdp")
-    return P()
+    if parts > 1 and tree.nbytes({path: leaf}) >= min_bytes:
+        free = [axis for axis, taken in enumerate(cut) if not taken]
+        for axis in sorted(free, key=lambda axis: -leaf.shape[axis]):
+            if leaf.shape[axis] % parts == 0:
+                cut[axis] = "fsdp"
+                break
+        else:
+            failed.append("fsdp")
+    while cut and cut[-1] is None:
+        cut.pop()
+    return P(*cut), tuple(failed)
+
+
+def _heads_of(path: str, heads: Mapping[str, int], default: int) -> int:
+    """Heads of the attention that a leaf belongs to; `default` where it belongs to none."""
+    parts = path.split("/")
+    above = ("/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
+    return next((heads[module] for module in above if module in heads), default)
 
 
 def shardings(
-    flat: Mapping[str, Any], *, rules: Rules, mesh: Mesh, min_bytes: int
+    flat: Mapping[str, Any],
+    *,
+    rules: Rules,
+    mesh: Mesh,
+    min_bytes: int,
+    heads: Mapping[str, int] = NO_HEADS,
 ) -> dict[str, NamedSharding]:
-    """The sharding of each leaf of a flat dictionary."""
-    return {
-        path: NamedSharding(mesh, spec(path, leaf, rules=rules, mesh=mesh, min_bytes=min_bytes))
-        for path, leaf in flat.items()
-    }
+    """The sharding of each leaf of a flat dictionary; `heads` as in `spec`."""
+    how: dict[str, Any] = {"rules": rules, "mesh": mesh, "min_bytes": min_bytes, "heads": heads}
+    return {path: NamedSharding(mesh, spec(path, leaf, **how)) for path, leaf in flat.items()}
 
 
 def like_parameters(
@@ -151,6 +281,36 @@ def fetch(array: jax.Array | np.ndarray) -> np.ndarray:
     assert isinstance(array.sharding, NamedSharding)  # the only kind that this project makes
     whole = NamedSharding(array.sharding.mesh, P())
     return np.asarray(jax.jit(lambda x: x, out_shardings=whole)(array))
+
+
+def left_whole(
+    flat: Mapping[str, Any],
+    *,
+    rules: Rules,
+    mesh: Mesh,
+    min_bytes: int,
+    heads: Mapping[str, int] = NO_HEADS,
+) -> str:
+    """Which leaves the rules would split but no axis of theirs divides; "" where there are none."""
+    how: dict[str, Any] = {"rules": rules, "mesh": mesh, "min_bytes": min_bytes, "heads": heads}
+    failed: dict[str, list[str]] = {}
+    for path, leaf in flat.items():
+        for axis in _cut(path, leaf, **how)[1]:
+            failed.setdefault(axis, []).append(path)
+    lines = []
+    for axis, paths in sorted(failed.items()):
+        part = {path: flat[path] for path in paths}
+        largest = max(paths, key=lambda path: tree.nbytes({path: flat[path]}))
+        shape = tuple(flat[largest].shape)
+        of = _heads_of(largest, heads, 0)
+        told = (
+            f"{shape}, {of} head{'' if of == 1 else 's'}" if axis == "tensor" and of else f"{shape}"
+        )
+        lines.append(
+            f"Not split over {axis}, which {mesh.shape[axis]} does not divide: {len(paths)} "
+            f"leaves, {tree.nbytes(part) / 2**20:.1f} MiB; the largest: {largest} {told}."
+        )
+    return "\n".join(lines)
 
 
 def table(flat: Mapping[str, Any], by_path: Mapping[str, NamedSharding]) -> str:

@@ -2,12 +2,14 @@
 
 from functools import partial
 
+import collectives
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from dreambooth_jax import sharding
 from dreambooth_jax.models import attention
@@ -17,10 +19,10 @@ TPU = ("tpu", "TPU v5 lite", 1)
 HOPPER = ("gpu", "NVIDIA H100 80GB HBM3", 132)
 
 
-def asked_on(platform, kind, cores, *args, data=1, **kwargs):
+def asked_on(platform, kind, cores, *args, data=1, tensor=1, **kwargs):
     device = AbstractDevice(device_kind=kind, num_cores=cores, platform=platform)
     mesh = AbstractMesh(
-        (data, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device
+        (data, 1, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device
     )
     with jax.sharding.use_abstract_mesh(mesh):
         return attention.chosen(*args, **kwargs)
@@ -51,6 +53,7 @@ def test_a_bias_rows_that_do_not_divide_and_old_or_wide_numbers_are_for_xla(monk
     monkeypatch.setattr(attention, "_since_ampere", lambda: True)
     assert asked_on(*TPU, LATENT, 4096, jnp.bfloat16, plain=False) == "xla"
     assert asked_on(*TPU, LATENT, 4096, jnp.bfloat16, plain=True, data=4) == "xla"
+    assert asked_on(*TPU, LATENT, 4096, jnp.bfloat16, plain=True, data=2, tensor=4) == "pallas"
     assert asked_on(*HOPPER, LATENT, 4096, jnp.float32, plain=True) == "xla"
     monkeypatch.setattr(attention, "_since_ampere", lambda: False)
     assert asked_on(*HOPPER, LATENT, 4096, jnp.bfloat16, plain=True) == "xla"
@@ -58,7 +61,11 @@ def test_a_bias_rows_that_do_not_divide_and_old_or_wide_numbers_are_for_xla(monk
 
 @pytest.mark.parametrize(
     ("keys", "split"),
-    [(128, False), (150, True)],  # whole blocks; the last one filled up, rows on two devices
+    [
+        (128, {}),  # whole blocks
+        (150, {"data": 2}),  # the last one filled up, rows on two devices
+        (128, {"data": 2, "tensor": 2}),  # and heads
+    ],
 )
 def test_the_kernel_and_its_gradients_are_those_of_plain_softmax(keys, split, rng):
     q = jnp.asarray(rng.normal(size=(2, 128, 2, 40)), jnp.float32)
@@ -74,7 +81,8 @@ def test_the_kernel_and_its_gradients_are_those_of_plain_softmax(keys, split, rn
 
     kernel = run(attention.FORMS["pallas"])
     if split:
-        mesh = sharding.make_mesh(data=2, devices=jax.devices()[:2])
+        devices = jax.devices()[: np.prod([*split.values()])]
+        mesh = sharding.make_mesh(**split, devices=devices)
         rows = sharding.rows(mesh)
         kernel = jax.jit(sharding.traced_for(mesh, kernel), in_shardings=rows)
     with pltpu.force_tpu_interpret_mode():
@@ -85,3 +93,19 @@ def test_the_kernel_and_its_gradients_are_those_of_plain_softmax(keys, split, rn
     for slope, wanted in zip(slopes, expected_slopes, strict=True):
         assert np.abs(wanted).max() > 0.05
         np.testing.assert_allclose(slope, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_one_head_after_the_other_is_plain_softmax_also_where_devices_share_heads(tensor, rng):
+    q = jnp.asarray(rng.normal(size=(2, 6, 4, 3)), jnp.float32)
+    k, v = (jnp.asarray(rng.normal(size=(2, 5, 4, 3)), jnp.float32) for _ in range(2))
+    bias = jnp.asarray(rng.normal(size=(1, 4, 6, 5)), jnp.float32)
+    mesh = sharding.make_mesh(data=1, tensor=tensor, devices=jax.devices()[:tensor])
+    by_heads = NamedSharding(mesh, P(None, None, "tensor"))
+    form = sharding.traced_for(mesh, lambda *args: attention.FORMS["by head"](*args, 0.5))
+    program = jax.jit(form).lower(*jax.device_put((q, k, v), by_heads), bias).compile()
+    found = program(*jax.device_put((q, k, v), by_heads), bias)
+    scores = 0.5 * np.einsum("blhd,bshd->bhls", q, k) + bias
+    shares = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    np.testing.assert_allclose(found, np.einsum("bhls,bshd->blhd", shares, v), atol=1e-5)
+    assert collectives.of(program) == []  # each device has its own heads

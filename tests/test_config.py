@@ -187,7 +187,11 @@ WRONG = [
     ({"sample__prompts": (3,)}, ["sample.prompts = 3", "text"]),
     ({"mesh__data": 0}, ["mesh.data = 0", "-1"]),
     ({"mesh__data": -2}, ["mesh.data = -2", "-1"]),
-    ({"mesh__tensor": 2}, ["mesh.tensor = 2", "--config.mesh.tensor=1"]),
+    ({"mesh__tensor": 0}, ["mesh.tensor = 0", "--config.mesh.tensor=1"]),
+    (
+        {"mesh__tensor": 2, "sharding__rules": ((".*", "fsdp"),)},
+        ["mesh.tensor = 2", "neither 'columns' nor 'rows'", "--config.mesh.tensor=1"],
+    ),
     ({"sharding__rules": ((".*", "fdsp"),)}, ["'fdsp' is not one of", "'replicate'"]),
     ({"sharding__rules": (("unet/.*", "fsdp"),)}, ["the last regex must be '.*'"]),
     ({"adapt__train": ((".*", 1),)}, ["1 is not one of True, False"]),

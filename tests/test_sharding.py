@@ -1,3 +1,9 @@
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +11,10 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dreambooth_jax import sharding
+from dreambooth_jax import config, pipeline, sharding
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # tools are scripts, not a package
+import architectures
 
 EVERYTHING = ((".*", "fsdp"),)
 
@@ -157,3 +166,183 @@ def test_the_table_counts_leaves_numbers_and_bytes_of_each_way(mesh):
         ["2", "17", "0.0"],
     ]
     assert ["fsdp" in " ".join(row) for row in rows[1:]].count(True) == 2
+
+
+PAIRS = ((".*/first/.*", "columns"), (".*/second/kernel", "rows"), (".*", "fsdp"))
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "expected"),
+    [
+        ("a/first/kernel", (64, 32), P("fsdp", "tensor")),
+        ("a/second/kernel", (32, 64), P("tensor", "fsdp")),
+        ("a/first/kernel", (3, 3, 16, 32), P(None, None, "fsdp", "tensor")),
+        ("a/second/kernel", (3, 3, 16, 32), P(None, None, "tensor", "fsdp")),
+        ("a/first/bias", (64,), P("tensor")),
+        ("a/second/bias", (64,), P("fsdp")),
+        ("a/first/kernel", (3, 32), P(None, "tensor")),
+        ("a/first/kernel", (64, 33), P("fsdp")),
+        ("a/third/kernel", (64, 32), P("fsdp")),
+        ("a/attention/first/kernel", (64, 36), P("fsdp", "tensor")),  # six heads of 6 over 2
+        ("a/single/first/kernel", (64, 36), P("fsdp")),  # one head stays whole
+    ],
+)
+def test_outputs_or_inputs_of_a_layer_are_split_over_tensor(path, shape, expected):
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    heads = {"a/attention": 6, "a/single": 1}
+    how = {"rules": PAIRS, "mesh": mesh, "heads": heads}
+    assert sharding.spec(path, leaf(*shape), min_bytes=0, **how) == expected
+    # A leaf that is too small for fsdp is split over tensor all the same: its layer's work is.
+    small = sharding.spec(path, leaf(*shape), min_bytes=2**30, **how)
+    assert [axis for axis in small if axis] == [axis for axis in expected if axis == "tensor"]
+
+
+def test_without_tensor_columns_and_rows_are_split_as_everything_else(mesh):
+    for path in ("a/first/kernel", "a/second/kernel"):
+        for shape in ((64, 12), (12, 64), (3, 3, 16, 32), (7, 9)):
+            how = {"mesh": mesh, "min_bytes": 0}
+            found = sharding.spec(path, leaf(*shape), rules=PAIRS, **how)
+            assert found == sharding.spec(path, leaf(*shape), rules=EVERYTHING, **how)
+
+
+def test_what_does_not_divide_is_named_with_its_size():
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    how = {"rules": PAIRS, "mesh": mesh, "min_bytes": 0}
+    flat = {"a/first/kernel": leaf(512, 1024), "b/first/kernel": leaf(1024, 512)}
+    assert sharding.left_whole(flat, **how) == ""
+    told = sharding.left_whole({**flat, "c/kernel": leaf(7, 9)}, heads={"a": 5, "b": 3}, **how)
+    over_fsdp, over_tensor = told.splitlines()
+    assert "fsdp, which 2 does not divide: 1 leaves" in over_fsdp
+    assert "c/kernel (7, 9)" in over_fsdp
+    assert "tensor, which 2 does not divide: 2 leaves, 4.0 MiB" in over_tensor
+    assert "a/first/kernel (512, 1024), 5 heads" in over_tensor
+
+
+@pytest.mark.parametrize("model", [*architectures.MODELS])
+def test_published_networks_are_split_in_pairs(model, tmp_path):
+    """Each of a pair, by its weights alone: what one makes in parts, the other takes in parts."""
+    for file, content in architectures.MODELS[model].items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(json.dumps(content))
+    kind = "upscaler" if model.endswith("upscaler") else "base"
+    stage = pipeline.open_stage(str(tmp_path), kind=kind, shapes_only=True)
+    mesh = sharding.make_mesh(data=4, tensor=2)
+    rules = config.base_config().sharding.rules
+    how = {"rules": rules, "mesh": mesh, "min_bytes": 0, "heads": stage.heads}
+    found = sharding.shardings(stage.abstract, **how)
+    pairs = {
+        "to_q": "to_out/0",
+        "to_v": "to_out/0",
+        "q_proj": "out_proj",
+        "SelfAttention/v": "SelfAttention/o",
+        "proj": "../2",
+        "fc1": "fc2",
+        "wi_1": "wo",
+        "conv1": "conv2",
+        "linear_1": "linear_2",
+    }
+    split = 0
+    for path, leaf_ in stage.abstract.items():
+        for first, second in pairs.items():
+            module = path.removesuffix(f"/{first}/kernel")
+            if second == "../2":
+                module, second = path.removesuffix("/0/proj/kernel"), "2"
+            other = f"{module}/{second}/kernel"
+            if module == path or other not in stage.abstract:
+                continue
+            own, its = found[path].spec, found[other].spec
+            if stage.heads.get(module, 2) % 2:
+                assert own == its == P()
+                continue
+            assert own[len(leaf_.shape) - 1] == "tensor" and its[len(leaf_.shape) - 2] == "tensor"
+            split += 2 * int(np.prod(leaf_.shape))
+    whole = sum(int(np.prod(stage.abstract[p].shape)) for p in found if found[p].spec == P())
+    total = sum(int(np.prod(x.shape)) for x in stage.abstract.values())
+    assert split > total / 2
+    assert whole < 0.25 * total
+    told = sharding.left_whole(stage.abstract, **how)
+    # A VAE's single head, and the 33 and 15 of two of IF's levels.
+    assert (told != "") == any(heads % 2 for heads in stage.heads.values())
+    assert all(int(heads) % 2 for heads in re.findall(r"(\d+) head", told))
+
+
+def test_bytes_of_each_device_fall_with_their_number():
+    flat = {"kernel": leaf(2048, 1024), "conv": leaf(3, 3, 512, 512), "bias": leaf(512)}
+    state = jax.eval_shape(optax.adamw(1e-3).init, flat)
+    table = {}
+    for count in (1, 2, 4, 8):
+        mesh = sharding.make_mesh(data=1, fsdp=count, devices=jax.devices()[:count])
+        places = sharding.shardings(flat, rules=EVERYTHING, mesh=mesh, min_bytes=0)
+        of_state = sharding.like_parameters(state, places, flat, mesh)
+        leaves = [*flat.values(), *jax.tree.leaves(state)]
+        where = [*places.values(), *jax.tree.leaves(of_state)]
+        table[count] = sum(
+            int(np.prod(s.shard_shape(x.shape))) * 4 for x, s in zip(leaves, where, strict=True)
+        )
+        print(f"{count} device(s): {table[count] / 2**20:.3f} MiB of parameters and Adam's moments")
+    numbers = 2048 * 1024 + 3 * 3 * 512 * 512 + 512
+    # Three copies of each number, and a counter of steps that every device has.
+    assert table == {count: 3 * 4 * numbers // count + 4 for count in table}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a mesh reads of a device."""
+
+    id: int
+    process_index: int = 0
+    slice_index: int | None = None
+    platform: str = "gpu"
+    device_kind: str = "a chip"
+
+
+def chips(count, *, slices=1, processes=1):
+    return [
+        Chip(i, i * processes // count, None if slices == 1 else i * slices // count)
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices", "data", "fsdp"),
+    [
+        ({"data": 4, "fsdp": 2, "tensor": 2}, 2, 2, 1),
+        ({"data": 4, "fsdp": 4}, 4, 4, 1),
+        ({"data": 2, "fsdp": 8}, 4, 2, 2),  # data is too small for all of it
+        ({"data": 1, "fsdp": 8, "tensor": 2}, 2, 1, 2),
+        ({"data": 1, "fsdp": 16}, 4, 1, 4),
+    ],
+)
+@pytest.mark.parametrize("by", ["slices", "processes"])
+def test_data_and_then_fsdp_go_over_the_slower_network(sizes, slices, data, fsdp, by):
+    devices = chips(16, **{by: slices})
+    mesh = sharding.make_mesh(**sizes, devices=devices[::-1])
+    assert mesh.devices.shape == (sizes["data"], sizes["fsdp"], sizes.get("tensor", 1))
+    assert set(mesh.devices.flat) == set(devices)
+    own = "slice_index" if by == "slices" else "process_index"
+    where = np.vectorize(lambda chip: getattr(chip, own))(mesh.devices)
+    # Cut into as many blocks along data and fsdp, each block is one slice, and each slice a block.
+    blocks = [
+        set(block.flat)
+        for part in np.split(where, data, axis=0)
+        for block in np.split(part, fsdp, axis=1)
+    ]
+    assert sorted(map(tuple, blocks)) == [(k,) for k in range(slices)]
+    along = " and ".join(a for a, n in (("data", data), ("fsdp", fsdp)) if n > 1)
+    assert sharding.describe(mesh).endswith(f"; {slices} {by} along {along}")
+
+
+def test_a_mesh_that_would_split_layers_over_the_slower_network_is_refused():
+    with pytest.raises(ValueError, match=r"4 slices of 4 devices.*tensor never") as info:
+        sharding.make_mesh(data=2, fsdp=1, tensor=8, devices=chips(16, slices=4))
+    assert "--config.mesh.data=4 --config.mesh.fsdp=1 --config.mesh.tensor=4" in str(info.value)
+    sharding.make_mesh(data=4, fsdp=1, tensor=4, devices=chips(16, slices=4))
+    with pytest.raises(ValueError, match="2 slices of this run have 8, 4 devices"):
+        sharding.make_mesh(devices=chips(16, slices=2)[:12])
+
+
+def test_one_slice_or_a_process_for_each_device_is_a_mesh_as_ever():
+    for devices in (chips(8), chips(8, processes=8)):
+        mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2, devices=devices)
+        assert [chip.id for chip in mesh.devices.flat] == list(range(8))
+        assert sharding.describe(mesh) == "data 2, fsdp 2, tensor 2"

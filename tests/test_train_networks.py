@@ -3,6 +3,7 @@
 import dataclasses
 
 import cascades
+import collectives
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +17,11 @@ ONE_LEVEL = {
     "block_out_channels": [16],
     "down_block_types": ["SimpleCrossAttnDownBlock2D"],
     "up_block_types": ["SimpleCrossAttnUpBlock2D"],
+    "attention_head_dim": 8,  # two heads
 }
 CHOSEN = (("unet/(conv_in|time_embedding)/.*", False), ("unet/.*", True), (".*", False))
 TABLE = np.random.default_rng(2).normal(size=(2, 5, 32)).astype(np.float32)
-LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (4, 2)}
+LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "tensor": (2, 2, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def runs(stages) -> dict[str, Run]:
-    """Twenty steps of the base stage, each with another batch, in three layouts."""
+    """Twenty steps of the base stage, each with another batch, in all layouts."""
     done = {}
     flat = unet_alone(stages["base"])
     for layout, mesh in LAYOUTS.items():
@@ -73,22 +75,73 @@ def runs(stages) -> dict[str, Run]:
     return done
 
 
-def test_one_device_eight_devices_and_split_weights_give_the_same_losses(runs):
-    assert len(set(runs["one"].losses)) == 20
-    for layout in ("data", "fsdp"):
-        np.testing.assert_allclose(runs[layout].losses, runs["one"].losses, rtol=1e-4)
+def test_one_device_eight_devices_and_split_weights_give_the_same_losses_and_weights(runs, stages):
+    one, start = runs["one"], unet_alone(stages["base"])
+    assert len(set(one.losses)) == 20
+    for layout in ("data", "fsdp", "tensor"):
+        np.testing.assert_allclose(runs[layout].losses, one.losses, rtol=1e-4)
+        # Adam steps by the sign where a gradient is all rounding: of all changes together.
+        trained = runs[layout].state.trainable
+        off = sum(
+            np.square(np.subtract(x, trained[p])).sum() for p, x in one.state.trainable.items()
+        )
+        moved = sum(np.square(x - start[p]).sum() for p, x in one.state.trainable.items())
+        assert off < 1e-4 * moved, layout
 
 
 def test_weights_moments_and_averages_are_really_split(runs):
     state = runs["fsdp"].state
-    per_device = {"whole": 0, "half": 0}
+    per_device = {"whole": 0, "split": 0}
     for path, leaf in state.trainable.items():
         moments = [leaf, state.ema[path], *(part[path] for part in adam_moments(state))]
         here = {shard.data.nbytes for copy in moments for shard in copy.addressable_shards}
-        assert here in ({leaf.nbytes}, {leaf.nbytes // 2}), path
-        per_device["whole" if here == {leaf.nbytes} else "half"] += leaf.nbytes
-    assert per_device["half"] > 10 * per_device["whole"]
+        assert here in ({leaf.nbytes}, {leaf.nbytes // 8}), path
+        per_device["whole" if here == {leaf.nbytes} else "split"] += leaf.nbytes
+    assert per_device["split"] > 10 * per_device["whole"]
     assert {leaf.nbytes < 1024 for leaf in state.trainable.values()} == {True, False}
+
+
+def parts_of(run: Run) -> dict[str, list[collectives.Collective]]:
+    """What the devices of a layout tell each other in one step, by kind."""
+    given = run.program.put_batch(batch(5, 3, size=8))
+    program = run.program.step.lower(run.program.state, run.frozen, given).compile()
+    by_kind = {kind: [] for kind in collectives.KINDS}
+    for one in collectives.of(program):
+        by_kind[one.kind].append(one)
+    return by_kind
+
+
+def test_devices_tell_each_other_no_more_than_they_must(runs):
+    trained = runs["one"].state.trainable
+    numbers = tree.count(trained)
+
+    # Rows alone are split: sums of gradients and of the loss, and nothing else.
+    found = parts_of(runs["data"])
+    assert [kind for kind, ones in found.items() if ones] == ["all-reduce"]
+    summed = sum(one.numbers for one in found["all-reduce"])
+    assert numbers <= summed < 1.01 * numbers
+
+    # ZeRO-3: weights are gathered for the way forward and again for the way back, and no pixel is.
+    found = parts_of(runs["fsdp"])
+    gathered = sum(one.numbers for one in found["all-gather"])
+    frozen = tree.count(runs["fsdp"].frozen["weights"])
+    assert 0.9 * numbers < gathered < 2 * (numbers + frozen)
+    summed = sum(one.numbers for one in found["all-reduce"] + found["reduce-scatter"])
+    assert summed < 1.1 * numbers
+    pixels = 8 * 8 * 16  # of one row; what a row has of time and text is smaller
+    swapped = [one for kind in ("all-to-all", "collective-permute") for one in found[kind]]
+    assert all(one.numbers < pixels for one in swapped)
+
+    # A pair of layers ends in a sum, on the way forward and on the way back. Nothing with positions
+    # is gathered but what a projection of joined inputs hands back.
+    found = parts_of(runs["tensor"])
+    positions = (4, 8, 8), (4, 64), (2, 8, 8), (2, 64)  # rows of a device, or of two
+    sums = [one for one in found["all-reduce"] if any(s[:-1] in positions for s in one.shapes)]
+    blocks = 5 + 3  # residual blocks and attentions: 1 down, 2 in the middle … and 2 up
+    assert blocks <= len(sums) <= 2 * blocks + 4
+    whole = [one for one in found["all-gather"] if any(s[:-1] in positions for s in one.shapes)]
+    assert len(whole) <= 2
+    assert all("transpose" in one.operation for one in whole)
 
 
 def adam_moments(state: train.TrainState) -> list[tree.Flat]:

@@ -6,6 +6,7 @@ with levels in thousandths. All around the network is real: schedule, condition,
 """
 
 import dataclasses
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreambooth_jax import optim, pipeline, sharding, train
+from dreambooth_jax import config, optim, pipeline, sharding, train
 from dreambooth_jax.adapt import FULL
 from dreambooth_jax.diffusion import schedule
 
@@ -33,6 +34,7 @@ class Toy:
     schedule: Any = SCHEDULE
     noising: Any = SCHEDULE
     size: int = SIZE
+    heads: dict[str, int] = dataclasses.field(default_factory=dict)
     calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     condition = pipeline.Stage.condition
@@ -97,11 +99,11 @@ def start(
     stage: Any = None,
     flat: dict[str, np.ndarray] | None = None,
     rules: Any = (("text_encoder/.*", False), (".*", True)),
-    mesh: tuple[int, int] = (1, 1),
+    mesh: tuple[int, ...] = (1, 1),
     table: np.ndarray | None = None,
     min_bytes: int = 0,
 ) -> tuple[train.Compiled, train.TrainState, dict[str, Any]]:
-    """The compiled step on `data × fsdp` devices, the state before it and the frozen weights.
+    """The compiled step on `data × fsdp (× tensor)` devices, the state before it, frozen weights.
 
     `table` holds the texts of a frozen text encoder; the toy's is made from `IDS` and `MASK`, which
     batches carry when it trains. `min_bytes` is far below what a run sets: small leaves are split.
@@ -113,7 +115,7 @@ def start(
         table = flat["text_encoder/embedding"][IDS] * MASK[..., None]
     if table is not None:
         frozen["table"] = table
-    data, fsdp = mesh
+    sizes = dict(zip(sharding.AXES, mesh, strict=False))
     run = train.compiled(
         trainable,
         frozen,
@@ -121,8 +123,8 @@ def start(
         recipe=recipe,
         adapter=FULL,
         tx=optim.make(settings, num_steps=10),
-        mesh=sharding.make_mesh(data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp]),
-        rules=((".*", "fsdp"),),
+        mesh=sharding.make_mesh(**sizes, devices=jax.devices()[: math.prod(mesh)]),
+        rules=config.base_config().sharding.rules,
         min_bytes=min_bytes,
     )
     return run, run.init(trainable), jax.device_put(frozen, run.frozen)

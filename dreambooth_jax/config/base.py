@@ -17,6 +17,18 @@ LORA_TARGETS = (
     r".*/(to_[qkv]|to_out/0|add_[kv]_proj|[qkv]_proj|out_proj|SelfAttention/[qkvo])/kernel"
 )
 
+# Layers in pairs, what `mesh.tensor` splits: attention's projections in and out, the two of a
+# feed-forward layer or of a residual block, with LoRA's factors of each.
+_FIRST = "to_[qkv]|add_[kv]_proj|[qkv]_proj|SelfAttention/[qkv]|ff/net/0/proj|fc1|wi_[01]|linear_1"
+_FIRST = rf"{_FIRST}|conv1|time_emb_proj|(resnets|(up|down)samplers)/\d+/norm2"
+_SECOND = "to_out/0|out_proj|SelfAttention/o|ff/net/2|fc2|wo|linear_2|add_embedding/proj"
+_SECOND = rf"{_SECOND}|conv2|conv_shortcut|(up|down)samplers/0/conv"
+SHARDING_RULES = (
+    (rf".*/({_FIRST})/(kernel|bias|scale)(/lora_up|/dora_length)?", "columns"),
+    (rf".*/({_SECOND})/kernel(/lora_down)?", "rows"),
+    (".*", "fsdp"),
+)
+
 
 def base_config() -> ConfigDict:
     """All settings with their defaults, locked: files in `configs/` set only what differs.
@@ -185,10 +197,12 @@ def base_config() -> ConfigDict:
     c.mesh = ConfigDict()  # devices along each axis; their product is the number of devices
     c.mesh.data = -1  # rows of a batch are split; -1 takes all devices that the others leave
     c.mesh.fsdp = 1  # rows are split, and parameters and optimizer state as well
-    c.mesh.tensor = 1  # reserved for splitting single layers; only 1 so far
+    c.mesh.tensor = 1  # single layers are split, rows are not: all of these work on the same ones
     c.sharding = ConfigDict()
-    c.sharding.rules = ((".*", "fsdp"),)  # path regex → "fsdp" or "replicate"; first match wins
-    c.sharding.min_bytes = 4 * 2**20  # bytes; smaller leaves are replicated whatever the rule says
+    # Path regex → how its leaf is split; first match wins. "columns": a layer's outputs over
+    # tensor; "rows": its inputs; these and "fsdp": another axis over fsdp; "replicate": not at all
+    c.sharding.rules = SHARDING_RULES  # layers in pairs, above; the rest over fsdp
+    c.sharding.min_bytes = 4 * 2**20  # bytes; smaller leaves are not split over fsdp
 
     c.log = ConfigDict()
     c.log.tensorboard = False  # event files in <workdir>/tensorboard as well (extra: tensorboard)
@@ -220,7 +234,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optim.schedule": tuple(LR_SCHEDULES),
     "sampler.name": tuple(SAMPLERS),
     "sampler.threshold": tuple(THRESHOLDS),
-    "sharding.rules": ("fsdp", "replicate"),
+    "sharding.rules": ("fsdp", "columns", "rows", "replicate"),
     "export.dtype": ("float16", "bfloat16", "float32"),
     "evaluate.encoders": (
         "dino_vits16",
@@ -253,6 +267,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "sample.num_images",
         "sample.batch_size",
         "mesh.fsdp",
+        "mesh.tensor",
         "adapt.num_vectors",
         "adapt.inversion_steps",
         "adapt.rank",
@@ -302,7 +317,6 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "upscaler.aug_level",
         "upscaler.sample_aug_level",
     ),
-    "[1, 1]": ("mesh.tensor",),
     "[0, 2147483647]": ("seed",),
 }
 STAGE_KEYS = {  # a key of the second stage → the key of the first stage that it stands in for
@@ -314,7 +328,7 @@ STAGE_KEYS = {  # a key of the second stage → the key of the first stage that 
     "sampler.upscaler_guidance_scale": "sampler.guidance_scale",
 }
 # What may differ when a run is continued: nothing here changes a weight or a class image, beyond
-# rounding in the case of train.remat.
+# rounding in the case of train.remat, mesh and sharding.
 RESULT_FREE_KEYS = (
     "subject.strict",
     "train.max_bad_steps",
@@ -325,6 +339,8 @@ RESULT_FREE_KEYS = (
     "train.max_to_keep",
     "train.keep_weights_every",
     "train.remat",
+    "mesh.*",
+    "sharding.*",
     "sample.*",
     "log.*",
     "compile.*",

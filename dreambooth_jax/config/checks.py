@@ -302,6 +302,10 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
     if c["adapt.name"] == "textual_inversion" and c["train.text_encoder"]:
         expected = "False with adapt.name 'textual_inversion', which trains embeddings alone"
         yield Problem("train.text_encoder", True, expected, _write("train.text_encoder", False))
+    if c["mesh.tensor"] > 1 and {how for _, how in c["sharding.rules"]} <= {"fsdp", "replicate"}:
+        expected = "1, because sharding.rules have neither 'columns' nor 'rows': no layer is split"
+        hint = f"{_write('mesh.tensor', 1)} Or leave sharding.rules out."
+        yield Problem("mesh.tensor", c["mesh.tensor"], expected, hint)
     if c["optim.name"] == "schedule_free_adamw":
         told = "with optim.name 'schedule_free_adamw', which averages by itself"
         for key, value in (

@@ -68,7 +68,7 @@ def estimate(
 def _remedies(config: ConfigDict, kind: str, mesh: Mesh) -> Iterator[tuple[str, ConfigDict, Mesh]]:
     """Settings that save memory, as (what to write, the configuration with it, its mesh)."""
     c = configs.for_stage(config, kind)
-    most = c.train.batch_size // sharding.row_shards(mesh)
+    most, most_fsdp = c.train.batch_size // sharding.row_shards(mesh), sharding.row_shards(mesh)
     own = {first: key for key, first in configs.STAGE_KEYS.items()} if kind == "upscaler" else {}
     changes: list[tuple[str, Any, bool]] = [
         ("train.remat", "blocks", c.train.remat != "blocks"),
@@ -76,7 +76,7 @@ def _remedies(config: ConfigDict, kind: str, mesh: Mesh) -> Iterator[tuple[str, 
         ("dtype", "bfloat16", config.dtype == "float32"),
         ("optim.name", "adamw_bf16", config.optim.name not in ("adamw_bf16", "adamw8bit")),
         ("optim.name", "adamw8bit", config.optim.name != "adamw8bit"),
-        ("mesh.fsdp", mesh.size, mesh.shape["fsdp"] < mesh.size),
+        ("mesh.fsdp", most_fsdp, mesh.shape["fsdp"] < most_fsdp),
         ("adapt.name", "lora", config.adapt.name == "full"),
     ]
     for key, value, helps in changes:
@@ -86,5 +86,6 @@ def _remedies(config: ConfigDict, kind: str, mesh: Mesh) -> Iterator[tuple[str, 
             there = mesh
             if key == "mesh.fsdp":
                 devices = list(mesh.devices.flat)
-                there = sharding.make_mesh(data=1, fsdp=mesh.size, devices=devices)
+                tensor = mesh.shape["tensor"]
+                there = sharding.make_mesh(data=1, fsdp=value, tensor=tensor, devices=devices)
             yield f"{key}={value}", changed.lock(), there

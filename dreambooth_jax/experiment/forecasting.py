@@ -37,6 +37,8 @@ def forecast(config: ConfigDict, folder: Path) -> Path:
     devices = precompile.topology(config.precompile.topology)
     mesh = setup.make_mesh(config, devices)
     stages = setup.open_stages(config, shapes_only=True)
+    for kind, stage in stages.items():
+        setup.tell_places(config, kind, stage, mesh)
     found: list[precompile.Forecast] = []
     for what in config.precompile.programs:
         for kind in stages if what == "sample" else config.stages:
@@ -47,7 +49,7 @@ def forecast(config: ConfigDict, folder: Path) -> Path:
     logging.info(
         "%s, mesh %s:\n%s",
         config.precompile.topology,
-        ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+        sharding.describe(mesh),
         precompile.as_table(found),
     )
     folder.mkdir(parents=True, exist_ok=True)

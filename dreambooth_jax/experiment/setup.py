@@ -67,19 +67,31 @@ def load(config: ConfigDict, stages: Mapping[str, Stage]) -> Model:
     weights, fingerprints = {}, {}
     for kind, stage in stages.items():
         by_path = places(config, stage, mesh)
-        logging.info("%s: where its weights go\n%s", kind, sharding.table(stage.abstract, by_path))
+        tell_places(config, kind, stage, mesh)
         weights[kind], fingerprints[kind] = load_stage(stage, by_path, starts)
     return Model(stages, weights, fingerprints, mesh)
 
 
 def places(config: ConfigDict, stage: Stage, mesh: Mesh) -> dict[str, NamedSharding]:
     """Where each leaf of a stage's weights goes."""
-    return sharding.shardings(
-        stage.abstract,
-        rules=config.sharding.rules,
-        mesh=mesh,
-        min_bytes=config.sharding.min_bytes,
-    )
+    return sharding.shardings(stage.abstract, **_how(config, stage, mesh))
+
+
+def tell_places(config: ConfigDict, kind: str, stage: Stage, mesh: Mesh) -> None:
+    """Logs where each kind of leaf goes, and which ones cannot be split as they should."""
+    table = sharding.table(stage.abstract, places(config, stage, mesh))
+    logging.info("%s: where its weights go (%s)\n%s", kind, sharding.describe(mesh), table)
+    if whole := sharding.left_whole(stage.abstract, **_how(config, stage, mesh)):
+        logging.warning("%s: %s", kind, whole)
+
+
+def _how(config: ConfigDict, stage: Stage, mesh: Mesh) -> dict[str, Any]:
+    return {
+        "rules": config.sharding.rules,
+        "mesh": mesh,
+        "min_bytes": config.sharding.min_bytes,
+        "heads": stage.heads,
+    }
 
 
 def load_stage(

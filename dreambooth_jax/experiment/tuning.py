@@ -274,13 +274,13 @@ def announcement(kind: str, c: ConfigDict, model: Model, trainable: tree.Flat, s
     """One line: what is trained, on which devices, for how many steps."""
     fraction = c.train.prior_fraction if c.prior_loss_weight else 0
     rows = split_rows(c.train.batch_size, prior_fraction=fraction)
-    shape = ", ".join(f"{axis} {size}" for axis, size in model.mesh.shape.items())
     device = model.mesh.devices.flat[0]
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return (
         f"{kind}: trains {len(trainable)} leaves, {tree.count(trainable):,} parameters "
         f"({tree.nbytes(trainable) / 2**20:.1f} MiB; {total / 2**20:.1f} MiB with the optimizer's "
-        f"state) on {model.mesh.size} {device.device_kind} device(s) ({shape}), for "
+        f"state) on {model.mesh.size} {device.device_kind} device(s) "
+        f"({sharding.describe(model.mesh)}), for "
         f"{c.train.num_steps} steps of {rows[0]} subject + {rows[1]} class rows{in_phases(c)}."
     )
 

@@ -6,6 +6,7 @@ where scores are many, on NVIDIA's GPUs cuDNN's, on CPU one head at a time, else
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -46,8 +47,7 @@ def chosen(shape: tuple[int, ...], keys: int, dtype: Any, *, plain: bool) -> str
         few = rows * queries * keys * heads <= _CPU_SCORES_AT_ONCE
         return "whole" if few else "by head"
     if platform == "tpu" and plain and queries >= _TPU_QUERIES and keys >= _TPU_KEYS:
-        mesh = jax.sharding.get_abstract_mesh()
-        even = rows % max(mesh.size, 1) == 0 and queries % _LANES == 0
+        even = rows % _parts()[0] == 0 and queries % _LANES == 0
         return "pallas" if even and size <= 256 else "xla"
     # Turing and before have no such kernel; head sizes are those of the oldest that do.
     if "NVIDIA" in kind and plain and jnp.dtype(dtype).itemsize == 2 and _since_ampere():
@@ -63,6 +63,12 @@ def _device() -> tuple[str, str]:
     return jax.default_backend(), jax.devices()[0].device_kind
 
 
+def _parts() -> tuple[int, int]:
+    """How many devices share rows, and how many heads, in the mesh in context."""
+    sizes = jax.sharding.get_abstract_mesh().axis_sizes
+    return (math.prod(sizes[:-1]), sizes[-1]) if sizes else (1, 1)
+
+
 def _since_ampere() -> bool:
     capability = getattr(jax.local_devices()[0], "compute_capability", "0.0")
     return float(capability) >= 8.0
@@ -75,18 +81,25 @@ def _whole(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Ar
 
 
 def _by_head(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
-    """One head after the other, their scores computed again in the backward pass."""
+    """One head after the other, their scores computed again in the backward pass.
 
-    def one_head(args: tuple[Array, Array, Array, Array | None]) -> Array:
-        q1, k1, v1 = (x[:, :, None] for x in args[:3])
-        bias1 = None if args[3] is None else args[3][:, None]
-        return _whole(q1, k1, v1, bias1, scale)[:, :, 0]
+    Where devices share the heads, one of each device.
+    """
+    heads = q.shape[2]
+    parts = _parts()[1] if heads % _parts()[1] == 0 else 1
 
-    q, k, v = (jnp.moveaxis(x, 2, 0) for x in (q, k, v))
+    def some(args: tuple[Array, Array, Array, Array | None]) -> Array:
+        return _whole(*args, scale)
+
+    def turns(x: Array, axis: int) -> Array:
+        cut = x.reshape(*x.shape[:axis], parts, heads // parts, *x.shape[axis + 1 :])
+        return jnp.moveaxis(cut, axis + 1, 0)
+
     if bias is not None:
-        by_head = jnp.broadcast_to(bias, (bias.shape[0], q.shape[0], *bias.shape[2:]))
-        bias = jnp.moveaxis(by_head, 1, 0)
-    return jnp.moveaxis(jax.lax.map(jax.checkpoint(one_head), (q, k, v, bias)), 0, 2)
+        bias = turns(jnp.broadcast_to(bias, (bias.shape[0], heads, *bias.shape[2:])), 1)
+    given = (*(turns(x, 2) for x in (q, k, v)), bias)
+    answer = jax.lax.map(jax.checkpoint(some), given)  # [heads / parts, B, L, parts, D]
+    return jnp.moveaxis(answer, 0, 3).reshape(q.shape[:-1] + v.shape[-1:])
 
 
 def _xla(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
@@ -98,14 +111,18 @@ def _cudnn(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Ar
 
 
 def _pallas(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
-    """The kernel on each device's own rows: XLA cannot split it, and no row needs another's."""
+    """The kernel on each device's own rows and heads, none of which needs another's.
+
+    XLA cannot split it. The last axis of the mesh shares heads, the others rows.
+    """
     assert bias is None
     mesh = jax.sharding.get_abstract_mesh()
     kernel = functools.partial(flash, scale=scale)
     if mesh.size <= 1:
         return kernel(q, k, v)
-    rows = P(mesh.axis_names)
-    return jax.shard_map(kernel, in_specs=(rows,) * 3, out_specs=rows, check_vma=False)(q, k, v)
+    *rows, last = mesh.axis_names
+    own = P(tuple(rows), None, last if q.shape[2] % _parts()[1] == 0 else None)
+    return jax.shard_map(kernel, in_specs=(own,) * 3, out_specs=own, check_vma=False)(q, k, v)
 
 
 def flash(q: Array, k: Array, v: Array, *, scale: float) -> Array:

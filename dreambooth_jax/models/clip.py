@@ -101,7 +101,8 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Array, bias: Array | None) -> Array:
         heads = (*x.shape[:2], self.heads, -1)
         q, k, v = (project(x).reshape(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(layers.attention(q, k, v, bias=bias).reshape(x.shape))
+        answer = layers.attention(q, k, v, bias=bias).reshape(x.shape)
+        return layers.whole(self.out_proj(answer))
 
 
 class FeedForward(nnx.Module):
@@ -113,7 +114,7 @@ class FeedForward(nnx.Module):
         self.act_fn = cfg.hidden_act
 
     def __call__(self, x: Array) -> Array:
-        return self.fc2(layers.activation(self.act_fn)(self.fc1(x)))
+        return layers.whole(self.fc2(layers.activation(self.act_fn)(self.fc1(x))))
 
 
 class Layer(nnx.Module):

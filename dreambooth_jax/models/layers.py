@@ -12,6 +12,7 @@ Three conventions keep the networks short:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from dreambooth_jax import tree
 from dreambooth_jax.models.attention import attention as attention
@@ -35,11 +37,13 @@ def param(*shape: int) -> nnx.Param:
 class Network:
     """An NNX module taken apart: `structure`, and its `abstract` leaves by path.
 
-    They are shapes and dtypes, `{"conv_in/kernel": ShapeDtypeStruct}`.
+    They are shapes and dtypes, `{"conv_in/kernel": ShapeDtypeStruct}`. `heads` are those of each
+    module that is an attention: its projections make sense in whole heads only.
     """
 
     structure: Any
     abstract: Mapping[str, jax.ShapeDtypeStruct]
+    heads: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def bind(self, params: Mapping[str, Array]) -> Any:
         """The module with these parameters; cheap enough to call inside a jitted function.
@@ -66,7 +70,12 @@ def take_apart(module: nnx.Module) -> Network:
     """`module` as a `Network`."""
     structure, state = nnx.split(module)
     leaves = {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
-    return Network(structure, leaves)
+    heads = {
+        "/".join(map(str, path)): part.heads
+        for path, part in nnx.iter_modules(module)
+        if hasattr(part, "heads")
+    }
+    return Network(structure, leaves, heads)
 
 
 _ZERO_AT_FIRST = ("conv2/kernel", "to_out/0/kernel", "conv_out/kernel")
@@ -101,6 +110,18 @@ def _per_channel(values: Array, x: Array) -> Array:
     return values.astype(x.dtype).reshape((1,) * (x.ndim - 1) + values.shape)
 
 
+def whole(x: Array) -> Array:
+    """`x`, all of it on every device that has its rows.
+
+    For what layers hand on to each other: how a mesh splits their weights ends there, and is not
+    for the compiler to carry on. Nothing is said of the rows, the first axis.
+    """
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return x
+    rest = (None,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, P(P.UNCONSTRAINED, *rest))
+
+
 class Linear(nnx.Module):
     """`x @ kernel + bias` over the last axis; kernel `[in, out]`."""
 
@@ -109,8 +130,21 @@ class Linear(nnx.Module):
         self.bias = param(size_out) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + _per_channel(self.bias[...], y)
+        return _linear(x, self.kernel[...], None if self.bias is None else self.bias[...])
+
+    def halves(self) -> list[Callable[[Array], Array]]:
+        """Two layers: with the first half of the outputs, and with the second."""
+        kernels = jnp.split(self.kernel[...], 2, -1)
+        biases = [None] * 2 if self.bias is None else jnp.split(self.bias[...], 2)
+        return [
+            functools.partial(_linear, kernel=k, bias=b)
+            for k, b in zip(kernels, biases, strict=True)
+        ]
+
+
+def _linear(x: Array, kernel: Array, bias: Array | None) -> Array:
+    y = x @ kernel.astype(x.dtype)
+    return y if bias is None else y + _per_channel(bias, y)
 
 
 class Conv(nnx.Module):

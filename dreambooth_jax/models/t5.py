@@ -88,12 +88,13 @@ class SelfAttention(nnx.Module):
             if with_positions
             else None
         )
-        self.num_heads = cfg.num_heads
+        self.heads = cfg.num_heads
 
     def __call__(self, x: Array, bias: Array) -> Array:
-        heads = (*x.shape[:2], self.num_heads, -1)
+        heads = (*x.shape[:2], self.heads, -1)
         q, k, v = (project(x).reshape(heads) for project in (self.q, self.k, self.v))
-        return self.o(layers.attention(q, k, v, bias=bias, scale=1.0).reshape(*x.shape[:2], -1))
+        answer = layers.attention(q, k, v, bias=bias, scale=1.0)
+        return layers.whole(self.o(answer.reshape(*x.shape[:2], -1)))
 
 
 class GatedFeedForward(nnx.Module):
@@ -106,7 +107,8 @@ class GatedFeedForward(nnx.Module):
         self.act_fn = _GATED[cfg.feed_forward_proj]
 
     def __call__(self, x: Array) -> Array:
-        return self.wo(layers.activation(self.act_fn)(self.wi_0(x)) * self.wi_1(x))
+        hidden = layers.activation(self.act_fn)(self.wi_0(x)) * self.wi_1(x)
+        return layers.whole(self.wo(hidden))
 
 
 class AttentionLayer(nnx.Module):

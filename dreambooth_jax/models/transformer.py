@@ -33,7 +33,7 @@ class Attention(nnx.Module):
         if self.upcast:
             q, k, v = (y.astype(jnp.float32) for y in (q, k, v))
         answer = layers.attention(q, k, v).astype(x.dtype)
-        return self.to_out[0](answer.reshape(b, length, c))
+        return layers.whole(self.to_out[0](answer.reshape(b, length, c)))
 
 
 class GatedGelu(nnx.Module):
@@ -43,7 +43,9 @@ class GatedGelu(nnx.Module):
         self.proj = layers.Linear(size_in, 2 * size_out)
 
     def __call__(self, x: Array) -> Array:
-        hidden, gate = jnp.split(self.proj(x), 2, -1)
+        # Halves of the weights, not of what they give: a device that has some of the columns then
+        # makes hidden values and their gates, and moves weights at most.
+        hidden, gate = (half(x) for half in self.proj.halves())
         return hidden * jax.nn.gelu(gate, approximate=False)
 
 
@@ -60,7 +62,7 @@ class FeedForward(nnx.Module):
         self.net: nnx.List[Any] = nnx.List([GatedGelu(channels, inner), Nothing(), last])
 
     def __call__(self, x: Array) -> Array:
-        return self.net[2](self.net[0](x))
+        return layers.whole(self.net[2](self.net[0](x)))
 
 
 class Layer(nnx.Module):
@@ -108,7 +110,7 @@ class Transformer(nnx.Module):
 
     def __call__(self, x: Array, text: Array) -> Array:
         b, h, w, c = x.shape
-        tokens = self.proj_in(self.norm(x)).reshape(b, h * w, c)
+        tokens = layers.whole(self.proj_in(self.norm(x)).reshape(b, h * w, c))
         for layer in self.transformer_blocks:
             tokens = layer(tokens, text)
-        return x + self.proj_out(tokens.reshape(x.shape))
+        return layers.whole(x + self.proj_out(tokens.reshape(x.shape)))

@@ -66,9 +66,10 @@ class ResnetBlock(nnx.Module):
 
     def __call__(self, x: Array, time: Array) -> Array:
         act, resample = layers.activation(self.act_fn), RESAMPLE[self.resample]
-        hidden = self.conv1(resample(act(self.norm1(x))))
-        x = resample(x)
-        time = self.time_emb_proj(time if self.skip_time_act else act(time))[:, None, None, :]
+        hidden = self.conv1(resample(act(self.norm1(layers.whole(x)))))
+        x = resample(layers.whole(x))
+        time = layers.whole(time if self.skip_time_act else act(time))
+        time = self.time_emb_proj(time)[:, None, None, :]
         if self.scale_shift:
             scale, shift = jnp.split(time, 2, -1)
             hidden = self.norm2(hidden) * (1 + scale) + shift
@@ -76,7 +77,7 @@ class ResnetBlock(nnx.Module):
             hidden = self.norm2(hidden + time)
         hidden = self.conv2(act(hidden))
         x = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return (x + hidden) / self.out_scale
+        return layers.whole((x + hidden) / self.out_scale)
 
 
 class AddedKVAttention(nnx.Module):
@@ -100,7 +101,7 @@ class AddedKVAttention(nnx.Module):
         self.add_k_proj = layers.Linear(cfg.cross_attention_dim, channels)
         self.add_v_proj = layers.Linear(cfg.cross_attention_dim, channels)
         self.to_out = nnx.List([layers.Linear(channels, channels)])
-        self.head_dim = head_dim
+        self.heads = channels // head_dim
 
     def __call__(self, x: Array, text: Array) -> Array:
         b, h, w, c = x.shape
@@ -110,10 +111,10 @@ class AddedKVAttention(nnx.Module):
         if self.to_k is not None and self.to_v is not None:
             k = jnp.concatenate([k, self.to_k(hidden)], 1)
             v = jnp.concatenate([v, self.to_v(hidden)], 1)
-        heads = (b, -1, c // self.head_dim, self.head_dim)
+        heads = (b, -1, self.heads, c // self.heads)
         q, k, v = (y.reshape(heads) for y in (self.to_q(hidden), k, v))
         answer = layers.attention(q, k, v).reshape(b, h * w, c)
-        return x + self.to_out[0](answer).reshape(b, h, w, c)
+        return x + layers.whole(self.to_out[0](answer)).reshape(b, h, w, c)
 
 
 class Downsample(nnx.Module):
@@ -124,7 +125,7 @@ class Downsample(nnx.Module):
 
     def __call__(self, x: Array, time: Array) -> Array:
         del time
-        return self.conv(x)
+        return layers.whole(self.conv(x))
 
 
 class Upsample(nnx.Module):
@@ -135,7 +136,7 @@ class Upsample(nnx.Module):
 
     def __call__(self, x: Array, time: Array) -> Array:
         del time
-        return self.conv(upsample_nearest(x))
+        return layers.whole(self.conv(upsample_nearest(x)))
 
 
 class Kind(NamedTuple):
@@ -259,7 +260,7 @@ class TimeMLP(nnx.Module):
         self.act_fn = act_fn
 
     def __call__(self, x: Array) -> Array:
-        return self.linear_2(layers.activation(self.act_fn)(self.linear_1(x)))
+        return layers.whole(self.linear_2(layers.activation(self.act_fn)(self.linear_1(x))))
 
 
 class AttentionPooling(nnx.Module):
@@ -293,7 +294,7 @@ class TextTimeEmbedding(nnx.Module):
         self.norm2 = layers.LayerNorm(size_out)
 
     def __call__(self, text: Array) -> Array:
-        return self.norm2(self.proj(self.pool(self.norm1(text))))
+        return self.norm2(layers.whole(self.proj(self.pool(self.norm1(text)))))
 
 
 # Names in the model files. IF's blocks change H and W by residual blocks.

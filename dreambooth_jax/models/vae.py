@@ -97,7 +97,8 @@ class ResnetBlock(nnx.Module):
     def __call__(self, x: Array) -> Array:
         act = layers.activation(self.act_fn)
         hidden = self.conv2(act(self.norm2(self.conv1(act(self.norm1(x))))))
-        return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        x = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return layers.whole(hidden + x)
 
 
 class Attention(nnx.Module):
@@ -109,6 +110,7 @@ class Attention(nnx.Module):
         self.to_k = layers.Linear(channels, channels)
         self.to_v = layers.Linear(channels, channels)
         self.to_out = nnx.List([layers.Linear(channels, channels)])
+        self.heads = 1
 
     def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
@@ -136,7 +138,7 @@ class Downsample(nnx.Module):
         self.conv = layers.Conv(channels, channels, stride=2, padding=(0, 1))
 
     def __call__(self, x: Array) -> Array:
-        return self.conv(x)
+        return layers.whole(self.conv(x))
 
 
 class Upsample(nnx.Module):
@@ -146,7 +148,7 @@ class Upsample(nnx.Module):
         self.conv = layers.Conv(channels, channels)
 
     def __call__(self, x: Array) -> Array:
-        return self.conv(upsample_nearest(x))
+        return layers.whole(self.conv(upsample_nearest(x)))
 
 
 class Level(nnx.Module):

@@ -90,6 +90,14 @@ class Stage:
         return flat
 
     @property
+    def heads(self) -> dict[str, int]:
+        """The number of heads of each attention, by the path of its module."""
+        flat: dict[str, int] = {}
+        for part, network in self.networks.items():
+            flat |= tree.with_prefix(network.heads, part)
+        return flat
+
+    @property
     def token_table(self) -> str:
         """The path of the first text encoder's table of token embeddings `[vocabulary, D]`."""
         return f"text_encoder/{_table_of(self.text_encoder)}"

@@ -171,16 +171,25 @@ def gradients(
     trainable: tree.Flat,
     frozen: Mapping[str, Any],
     rows: dict[str, Any],
+    places: Mapping[str, Any] | None = None,
     *,
     recipe: Recipe,
     **static: Any,
 ) -> tuple[Array, dict[str, Array], tree.Flat]:
     """(loss, parts, gradients); with `accumulate` > 1 summed over parts of the batch, in turn.
 
+    Each gradient goes where `places` says, at once: else the compiler may split it in another way,
+    and gather parameter and moments once they are updated.
+
     Row weights are those of the whole batch, so the sum is the large batch's gradient, whatever
     lies in which part.
     """
-    grad_fn = jax.value_and_grad(functools.partial(loss_fn, recipe=recipe, **static), has_aux=True)
+    plain = jax.value_and_grad(functools.partial(loss_fn, recipe=recipe, **static), has_aux=True)
+
+    def grad_fn(*args: Any) -> Any:
+        value, grads = plain(*args)
+        return value, grads if places is None else jax.lax.with_sharding_constraint(grads, places)
+
     if recipe.accumulate == 1:
         (value, parts), grads = grad_fn(trainable, frozen, rows)
         return value, parts, grads
@@ -209,11 +218,15 @@ def train_step(
     recipe: Recipe,
     adapter: Adapter,
     tx: optax.GradientTransformation,
+    places: Mapping[str, Any] | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimizer step; where loss or gradient is not finite, only the counters change."""
+    """One optimizer step; where loss or gradient is not finite, only the counters change.
+
+    places: the `PartitionSpec` of each gradient; where there is one device, None.
+    """
     rows = rows_of(stage, recipe, batch, state.step)
     value, parts, grads = gradients(
-        state.trainable, frozen, rows, recipe=recipe, stage=stage, adapter=adapter
+        state.trainable, frozen, rows, places, recipe=recipe, stage=stage, adapter=adapter
     )
     on = optim.active(recipe.phases, grads, state.step)
     grads = optim.masked(grads, on) if recipe.phases else grads
@@ -282,7 +295,9 @@ def compiled(
 
     State and frozen weights are split by the rules, batches by rows; metrics are everywhere.
     """
-    place = functools.partial(sharding.shardings, rules=rules, mesh=mesh, min_bytes=min_bytes)
+    place = functools.partial(
+        sharding.shardings, rules=rules, mesh=mesh, min_bytes=min_bytes, heads=stage.heads
+    )
     by_path, whole = place(trainable), sharding.replicated(mesh)
     own = jax.eval_shape(lambda flat: optim.evaluated(tx.init(flat), flat), dict(trainable))
     init = functools.partial(initial_state, tx=tx, ema=recipe.ema_decay > 0 or own is not None)
@@ -293,7 +308,11 @@ def compiled(
         frozen_shardings["before"] = place(frozen["before"])
     if "table" in frozen:
         frozen_shardings["table"] = jax.tree.map(lambda _: whole, frozen["table"])
-    step = functools.partial(train_step, stage=stage, recipe=recipe, adapter=adapter, tx=tx)
+    # Gradients go where their parameters are.
+    places = {path: place.spec for path, place in by_path.items()} if mesh.size > 1 else None
+    step = functools.partial(
+        train_step, stage=stage, recipe=recipe, adapter=adapter, tx=tx, places=places
+    )
     return Compiled(
         # Batches come with their shardings (rows split, prompt tables whole): None takes them as
         # they are.
