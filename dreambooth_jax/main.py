@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import experiment
+from dreambooth_jax import experiment, hosts
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.experiment import benchmark
 from dreambooth_jax.train import Interrupted, NonFiniteError
@@ -46,6 +46,7 @@ _MADE = {
     "precompile": "forecast",
     "benchmark": "scores",
 }
+_OWN = ("compile.cache_dir", "hub.cache_dir")  # every host may have its own
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
@@ -63,6 +64,12 @@ NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", 1, "Processes of the run, all hosts together.", lower_bound=1
 )
 PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.", lower_bound=0)
+HOST_TIMEOUT = flags.DEFINE_integer(
+    "host_timeout",
+    45,
+    "Seconds without a sign of life after which another process counts as gone, and all end.",
+    lower_bound=1,
+)
 flags.mark_flag_as_required("config")
 
 
@@ -115,27 +122,60 @@ def quiet_others() -> None:
     logging.get_absl_handler().addFilter(ours)
 
 
+def joined(folder: Path) -> hosts.Watch | None:
+    """Joins the other processes of the run, where there are some; all of them wait here."""
+    if not COORDINATOR.value:
+        return None
+    # jax's own is the second resort: it ends a process from C++, without a word of what to do.
+    how: dict[str, Any] = {"heartbeat_timeout_seconds": 2 * HOST_TIMEOUT.value}
+    if COORDINATOR.value == "auto":
+        jax.distributed.initialize(**how)
+    else:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, **how)
+    return hosts.Watch(str(folder), timeout=HOST_TIMEOUT.value)
+
+
 def main(argv: list[str]) -> None:
     """Runs the experiment; ends with a message and an exit code where something is wrong."""
     del argv
     quiet_others()
     config = CONFIG.value
-    if COORDINATOR.value == "auto":
-        jax.distributed.initialize()
-    elif COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    if "://" in WORKDIR.value:
+        logging.error(
+            "--workdir=%s: expected a folder, for pictures, exports and the report as well as "
+            "checkpoints. Mount the bucket (gcsfuse, s3fs) and give its folder.",
+            WORKDIR.value,
+        )
+        sys.exit(1)
+    folder = Path(WORKDIR.value) if WORKDIR.value else default_workdir(config)
+    watch = joined(folder)
     use_compile_cache(config.compile.cache_dir)
     try:
-        folder = Path(WORKDIR.value) if WORKDIR.value else default_workdir(config)
+        settings = {k: v for k, v in configs.flatten(config).items() if k not in _OWN}
+        hosts.agree(
+            "the settings",
+            {"--mode": MODE.value, "--workdir": str(folder), "--config": settings},
+            remedy="Start every process with the same arguments.",
+        )
         made = MODES[MODE.value](config, folder)
     except Interrupted as interrupted:
         logging.warning("%s", interrupted)
+        if watch:
+            watch.end()
         sys.exit(interrupted.exit_code)
     except (ValueError, OSError, CheckpointError, NonFiniteError) as error:
+        if watch:
+            watch.failed(error, expected=FLAGS.verbosity <= logging.INFO)
         if FLAGS.verbosity > logging.INFO:
             raise
         logging.error("%s", error)
         sys.exit(1)
+    except Exception as error:
+        if watch:
+            watch.failed(error, expected=False)
+        raise
+    if watch:
+        watch.end()
     logging.info("Done. The %s: %s", _MADE[MODE.value], made)
 
 

@@ -4,7 +4,8 @@
 #     launch/local.sh 2 --config=configs/imagen_like.py:smoke --workdir=runs/two
 #
 # On CPU each process has DEVICES (default 4) simulated devices; on GPUs give each its own with
-# CUDA_VISIBLE_DEVICES_0, CUDA_VISIBLE_DEVICES_1, … When one process fails the others are stopped.
+# CUDA_VISIBLE_DEVICES_0, CUDA_VISIBLE_DEVICES_1, … When one process fails the others end as well;
+# one that has not after GRACE seconds (default 120) is killed.
 set -euo pipefail
 
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -32,11 +33,29 @@ for ((i = 0; i < count; i++)); do
 done
 
 status=0
-for ((i = 0; i < count; i++)); do
-  if ! wait -n; then
-    status=$?
-    [[ $status -ne 0 ]] || status=1
-    stop
-  fi
+left=("${!pids[@]}")
+while [[ ${#left[@]} -gt 0 ]]; do
+  wait -n || true
+  running=()
+  for i in "${left[@]}"; do
+    ended=0
+    if kill -0 "${pids[i]}" 2>/dev/null; then
+      running+=("$i")
+      continue
+    fi
+    wait "${pids[i]}" || ended=$? # bash remembers it
+    if [[ $ended -ne 0 && $status -eq 0 ]]; then
+      status=$ended
+      echo "launch/local.sh: process $i ended with status $ended; stopping the others." >&2
+      stop
+      (
+        sleep "${GRACE:-120}"
+        kill -KILL "${pids[@]}" 2>/dev/null
+      ) >/dev/null 2>&1 &
+      reaper=$!
+    fi
+  done
+  left=("${running[@]}")
 done
+[[ -z ${reaper:-} ]] || kill "$reaper" 2>/dev/null || true
 exit "$status"

@@ -209,7 +209,10 @@ def test_local_starts_n_processes_and_fails_when_one_does(tmp_path):
             text=True,
             timeout=60,
         )
-        assert (done.returncode == 0) == (fail == "0")
+        assert done.returncode == int(fail)
+        assert ("process 1 ended with status 3; stopping the others" in done.stderr) == (
+            fail == "3"
+        )
         lines = sorted((tmp_path / "calls").read_text().splitlines())
         started = [re.search(r"--process_id=(\d)", line)[1] for line in lines]
         assert started == ["0", "1"] if fail == "0" else "1" in started

@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import experiment
+from dreambooth_jax import experiment, hosts
 from dreambooth_jax.data import benchmark as data
 from dreambooth_jax.data.audit import audit
 from dreambooth_jax.data.benchmark import Checkout, Member
@@ -42,6 +42,11 @@ def run(config: ConfigDict, folder: Path) -> Path:
     evaluation.required(config)
     by_name = {member.name: config_of(config, member, checkout, folder) for member in members}
     left = [member for member in members if not is_done(by_name[member.name], folder / member.name)]
+    hosts.agree(
+        "the subjects that are left",
+        [member.name for member in left],
+        remedy=f"{folder} must be one folder that all hosts see, on a shared disk.",
+    )
     size = max(stage.size for stage in setup.open_stages(config).values()) if left else 0
     for member in left:  # every folder that cannot be used is told before the first hour is spent
         audit(checkout.photos_of(member.name), size=size, strict=config.subject.strict)

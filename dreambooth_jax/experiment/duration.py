@@ -77,6 +77,8 @@ def measure(config: ConfigDict, folder: Path, stop: GracefulStop, *, counted: in
     step = {}
     for kind in c.stages:
         tuning.fine_tune(kind, c, model, cast, classes, painter, workdir, stop)
+        if jax.process_count() > 1:  # one writes the lines that all read
+            multihost_utils.sync_global_devices(f"the trial of {kind} is written")
         name = f"{kind}/steps_per_second"
         rates = [line[name] for line in workdir.scalars() if name in line]
         step[kind] = 1 / rates[-1]

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import export
+from dreambooth_jax import export, hosts
 from dreambooth_jax.data import audit, images
 from dreambooth_jax.data.prompts import is_of_class, mentions
 from dreambooth_jax.data.subject import Words
@@ -84,10 +84,17 @@ def chosen(config: ConfigDict) -> list[str]:
 
     Raises:
       EncoderError: one that is asked for is missing.
+      Disagreement: not all hosts have the same.
     """
     sources = _sources(config, None)
     names = list(dict.fromkeys(config.evaluate.encoders)) or encoders.at_hand(sources)
     encoders.check(names, sources)
+    hosts.agree(
+        "the judges",
+        names,
+        remedy="Write pip install 'dreambooth_jax[eval]' on those hosts, or name the judges that "
+        "all have: --config.evaluate.encoders=…; --config.evaluate.at_end=False does without.",
+    )
     return names
 
 
@@ -185,7 +192,13 @@ def _opened(
 ) -> list[Features | encoders.Distance]:
     """The judges, ready; of those that nobody named the ones that can be opened."""
     strict = bool(config.evaluate.encoders)
-    return encoders.open_all(names, _sources(config, mesh), strict=strict)
+    opened = encoders.open_all(names, _sources(config, mesh), strict=strict)
+    hosts.agree(
+        "the judges that can be opened",
+        [one.name for one in opened],
+        remedy="The warnings of those hosts tell why.",
+    )
+    return opened
 
 
 def _judge(

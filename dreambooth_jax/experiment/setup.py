@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import pipeline, sharding, tree
+from dreambooth_jax import hosts, pipeline, sharding, tree
 from dreambooth_jax.experiment.model import Model, as_tuned
 from dreambooth_jax.pipeline import Stage
 
@@ -61,7 +61,11 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def load(config: ConfigDict, stages: Mapping[str, Stage]) -> Model:
-    """Reads the weights, each leaf straight to its place; logs where each kind of leaf went."""
+    """Reads the weights, each leaf straight to its place; logs where each kind of leaf went.
+
+    Raises:
+      Disagreement: not all hosts have the same weights.
+    """
     mesh = make_mesh(config)
     starts = "" if configs.learns_text(config) else ("unet/", "vae/")
     weights, fingerprints = {}, {}
@@ -69,6 +73,9 @@ def load(config: ConfigDict, stages: Mapping[str, Stage]) -> Model:
         by_path = places(config, stage, mesh)
         tell_places(config, kind, stage, mesh)
         weights[kind], fingerprints[kind] = load_stage(stage, by_path, starts)
+    hosts.agree(
+        "the base model's weights", fingerprints, remedy="Give every host the same model files."
+    )
     return Model(stages, weights, fingerprints, mesh)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from dreambooth_jax import adapt, export, sharding
+from dreambooth_jax import adapt, export, hosts, sharding
 from dreambooth_jax import config as configs
 from dreambooth_jax.data import audit as photo_audit
 from dreambooth_jax.data import subject as subjects
@@ -54,6 +54,7 @@ def audit(config: ConfigDict, stages: Mapping[str, Stage]) -> Folders:
     Raises:
       AuditError: in one report for all folders, that no photo can be used, that a caption or mask
         is not as it must be, or that `subject.strict` is set and a file cannot be used.
+      Disagreement: not all hosts have the same files.
     """
     how = {"size": max(stage.size for stage in stages.values()), "strict": config.subject.strict}
     found: list[Audit] = []
@@ -83,6 +84,17 @@ def audit(config: ConfigDict, stages: Mapping[str, Stage]) -> Folders:
             own |= {noun: report} if report else {}
     if refused:
         raise AuditError("\n".join(refused))
+    everything = [*(("photos", each) for each in found), *own.items()]
+    hosts.agree(
+        "the pictures",
+        {
+            f"{k} {what}": {
+                photo.path.name: [photo.sha256, photo.caption, photo.mask] for photo in report.kept
+            }
+            for k, (what, report) in enumerate(everything, 1)
+        },
+        remedy="Copy the same folder to every host, with its captions and masks.",
+    )
     return Folders(tuple(found), own)
 
 

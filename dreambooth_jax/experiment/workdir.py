@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import metrics
+from dreambooth_jax import hosts, metrics
 
 _MADE = (
     "prior",
@@ -44,6 +44,7 @@ class Workdir:
         Raises:
           ConfigError: the folder holds a run with other settings; names every difference that
             matters.
+          Disagreement: it is not the same folder on all hosts.
         """
         root = Path(root)
         root.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,9 @@ class Workdir:
                     + "\n  ".join(conflicts)
                     + "\nPut them back to go on with that run, or write another --workdir."
                 )
+        shared = "It must be one folder that all hosts see, on a shared disk."
+        seen = {"of these settings": as_before, "finished": (root / "report.html").is_file()}
+        hosts.agree(f"the runs in {root}", seen, remedy=shared)
         writers: list[metrics.Writer] = []
         if jax.process_index() == 0:
             if not as_before:  # first, else a kill would leave new settings beside an old report
@@ -68,6 +72,8 @@ class Workdir:
             writers.append(metrics.JsonlWriter(root / "metrics.jsonl"))
             if config.log.tensorboard:
                 writers.append(metrics.TensorBoardWriter(root / "tensorboard"))
+        hosts.agree(f"the parts of starting in {root}", "written", remedy="")
+        hosts.agree(f"the files of {root}", {"config.json": file.is_file()}, remedy=shared)
         return cls(root, metrics.MultiWriter(writers), as_before)
 
     @classmethod

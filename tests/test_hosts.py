@@ -1,0 +1,108 @@
+"""Several processes: what differs is told on all, and the end of one is the end of all."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreambooth_jax.hosts import agree, witness
+from dreambooth_jax.hosts.agreement import differences
+
+PROGRAM = """
+import os, signal, sys, time
+port, me, what, workdir = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+import jax
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, me, heartbeat_timeout_seconds=60)
+from dreambooth_jax import hosts
+watch = hosts.Watch(workdir, timeout=3)
+hosts.agree("the settings", {"seed": 1, "prompts": ["a", "b"]}, remedy="")
+try:
+    hosts.agree("the judges", ["lpips", "clip"][: 2 - me], remedy="Install it.")
+except hosts.Disagreement as error:
+    print(error, flush=True)
+hosts.agree("what is printed", 1, remedy="")  # before one of them dies
+if what == "killed" and me == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "coordinator" and me == 0:
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "failed" and me == 1:
+    watch.failed(ValueError("no such photo"), expected=True)
+if what == "good":
+    time.sleep(4 * me)  # longer than the timeout: it is alive
+    watch.end()
+    sys.exit(0)
+time.sleep(60)
+"""
+
+
+def two(what: str, workdir: Path, repository: Path) -> tuple[list[int], list[str]]:
+    """Exit codes and outputs of two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(port), str(index), what, str(workdir)],
+            cwd=repository,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        first = processes[0].communicate(timeout=50)[0]
+        second = processes[1].communicate(timeout=50)[0]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], [first, second]
+
+
+@pytest.mark.parametrize(
+    ("what", "speaks", "codes", "said"),
+    [
+        ("killed", 0, (1, -signal.SIGKILL), "No sign of life from process 1 on {} for 3 seconds."),
+        ("failed", 0, (1, 1), "process 1 on {} ended with an error: no such photo"),
+        ("coordinator", 1, (-signal.SIGKILL, None), "lost the coordinator, process 0 on {}."),
+        ("good", 1, (0, 0), "lacks clip"),
+    ],
+)
+def test_the_end_of_one_is_the_end_of_all(
+    what: str, speaks: int, codes: tuple, said: str, tmp_path: Path, repository: Path
+) -> None:
+    for name in ("2", "4", "6.orbax-checkpoint-tmp-0"):
+        (tmp_path / "checkpoints" / "base" / name).mkdir(parents=True)
+    found, outputs = two(what, tmp_path, repository)
+    for code, expected in zip(found, codes, strict=True):
+        assert code != 0 if expected is None else code == expected, outputs
+    assert said.format(socket.gethostname()) in outputs[speaks]
+    for output in outputs:  # also who has it says which of them lacks it
+        assert f"process 1 on {socket.gethostname()} lacks clip" in output
+        assert output.count("Install it.") == 1  # and the settings before it agreed
+    saved = f"Saved in {tmp_path}: base step 4. {witness.GO_ON}"
+    assert (saved in outputs[speaks]) == (what != "good")
+
+
+def test_one_process_agrees_with_itself() -> None:
+    agree("anything", {"a": object}, remedy="")  # not even JSON: nothing is sent
+
+
+def test_what_differs_is_told_by_key_and_by_what_is_lacking() -> None:
+    a, b = {"x": 1, "y": {"z": [1, 2]}}, {"x": 1, "y": {"z": [2]}, "w": 3}
+    assert differences({"p": a, "q": a}) == []
+    assert differences({"p": a, "q": b}) == ["y: z: q lacks 1", "w: p has None, q has 3"]
+    # The same in another order: nothing is lacking, and yet it differs.
+    assert differences({"p": [1, 2], "q": [2, 1]}) == ["p has [1, 2], q has [2, 1]"]
+
+
+def test_the_witness_is_silent_after_a_goodbye(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-S", str(witness.__file__), "It is gone.", str(tmp_path)]
+    for word, said in (("bye\n", ""), ("", f"It is gone. Saved in {tmp_path}: no checkpoint yet.")):
+        done = subprocess.run(command, input=word, capture_output=True, text=True, timeout=30)
+        assert done.stderr.startswith(said) and bool(done.stderr) == bool(said)
+    assert os.listdir(tmp_path) == []
