@@ -160,7 +160,6 @@ def test_a_run_killed_while_writing_goes_on_to_the_same_images(made, tmp_path, s
         ({"made_by": {"prompt": "a bird"}}, "samplers: then {'base': .*}, now None"),
         ({"made_by": MADE_BY | {"base": "f00d"}}, "base: then None, now 'f00d'"),
         ({"seed": 1}, "seed: then 0, now 1"),
-        ({"block": 2}, "block: then 4, now 2"),
     ],
 )
 def test_images_made_in_another_way_are_refused_by_name(made, changed, line):
@@ -172,6 +171,20 @@ def test_images_made_in_another_way_are_refused_by_name(made, changed, line):
     assert "prior.folder" in str(info.value)
     assert idle.calls == []
     assert contents(folder) == before
+
+
+def test_other_blocks_go_on_with_what_is_there(made, tmp_path):
+    _, pictures, _ = made
+    for block in (2, 3, 8):
+        folder, model = tmp_path / f"{block}", Model()
+        make(folder, model, num_images=4)
+        drawn = len(model.calls)
+        found = make(folder, model, block=block)
+        np.testing.assert_array_equal(found.images, pictures.images)
+        assert len(model.calls) == drawn + 1  # the block with images 4 and 5
+        idle = Model()
+        np.testing.assert_array_equal(make(folder, idle, block=1).images, pictures.images)
+        assert idle.calls == []
 
 
 def test_tuples_of_the_settings_are_what_json_makes_of_them(made):

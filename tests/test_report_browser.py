@@ -60,7 +60,7 @@ def test_a_click_enlarges_a_picture_and_leads_on(tmp_path, width, height):
         shows(COLOURS[2])
         browser.click(button("Close"))
         browser.until(f"!{DIALOG}.open")
-        assert browser.value(f"document.activeElement === {SHOTS}[2]")
+        browser.until(f"document.activeElement === {SHOTS}[2]")
 
         table = "document.querySelector('details')"
         assert not browser.value(f"{table}.open")

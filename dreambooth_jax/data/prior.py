@@ -126,7 +126,9 @@ def _known(folder: Path, made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]
         raise PriorError(
             f"{file} cannot be read ({error}). Delete {folder} to make the images anew."
         ) from error
-    different = [key for key in sorted(before | made_by) if before.get(key) != made_by.get(key)]
+    # Images do not depend on how many are drawn at once: a run may go on on other devices.
+    keys = sorted((before | made_by).keys() - {"block"})
+    different = [key for key in keys if before.get(key) != made_by.get(key)]
     if different:
         lines = "".join(
             f"\n  {key}: then {before.get(key)!r}, now {made_by.get(key)!r}" for key in different
