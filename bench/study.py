@@ -138,7 +138,10 @@ def trial(cache: Path, subject: str, seed: int, name: str, steps: int) -> trials
         **arm.changed,
     }
     folder = folder_of(cache, subject, seed, name, steps)
-    done = trials.run(trials.settings(cache, subject, **changed), folder)
+    config = trials.settings(cache, subject, **changed)
+    if (folder / "report.html").is_file():  # also of an older version of the program
+        return trials.Trial(folder, config)
+    done = trials.run(config, folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for file in (folder / "export").glob("*/*.safetensors"):
         file.unlink()
