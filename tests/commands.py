@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,12 +131,10 @@ def start(
     program = ["-m", "dreambooth_jax.main"]
     if signalled:
         program = ["-c", _SIGNALLED, *map(str, signalled)]
-    count = "--xla_force_host_platform_device_count"
-    environment = {"XLA_FLAGS": re.sub(rf"{count}=\d+", f"{count}={devices}", XLA_FLAGS)}
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
         cwd=REPOSITORY,
-        env=os.environ | environment,
+        env=os.environ | _devices(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -148,6 +147,49 @@ def run(arguments: list[str], *, expect: int = 0, **how: Any) -> str:
     output = finish(process)
     assert process.returncode == expect, output[-5000:]
     return output
+
+
+def free_port() -> int:
+    """One of this computer's that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def two(
+    program: str, *arguments: object, devices: int = 1, timeout: float
+) -> list[subprocess.CompletedProcess[str]]:
+    """What came of a program in two processes, as 0 and 1; one that hangs is killed.
+
+    Its arguments are a free port, its own number, and `arguments`.
+    """
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, (port, number, *arguments))],
+            cwd=REPOSITORY,
+            env=os.environ | _devices(devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        results = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # no harm to one that has ended
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *result)
+        for process, result in zip(processes, results, strict=True)
+    ]
+
+
+def _devices(count: int) -> dict[str, str]:
+    """The environment that simulates as many."""
+    flag = "--xla_force_host_platform_device_count"
+    return {"XLA_FLAGS": re.sub(rf"{flag}=\d+", f"{flag}={count}", XLA_FLAGS)}
 
 
 def finish(process: subprocess.Popen[str]) -> str:

@@ -1,14 +1,13 @@
 """Checkpoints of processes that are killed, and of two processes that write one together."""
 
 import glob
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,31 +117,12 @@ print("good")
 """
 
 
-def test_two_processes(tmp_path: Path, repository: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO, str(port), str(index), str(tmp_path)],
-            cwd=repository,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        results = [process.communicate(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()  # no harm to one that has ended; nobody waits for one that hangs
-    for process, (out, err) in zip(processes, results, strict=True):
-        assert out.endswith("good\n"), err[-3000:]
-        assert process.returncode == 0
-    refusals = [re.search(r"REFUSED checkpoint .*/2: (.*)", err) for _, err in results]
+def test_two_processes(tmp_path: Path) -> None:
+    results = commands.two(TWO, tmp_path, devices=4, timeout=240)
+    for one in results:
+        assert one.stdout.endswith("good\n"), one.stderr[-3000:]
+        assert one.returncode == 0
+    refusals = [re.search(r"REFUSED checkpoint .*/2: (.*)", one.stderr) for one in results]
     assert refusals[0]
     assert refusals[0][1] == "another process could not read it"
     assert refusals[1]

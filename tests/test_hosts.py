@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from dreambooth_jax.hosts import agree, witness
@@ -39,30 +40,6 @@ time.sleep(60)
 """
 
 
-def two(what: str, workdir: Path, repository: Path) -> tuple[list[int], list[str]]:
-    """Exit codes and outputs of two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(port), str(index), what, str(workdir)],
-            cwd=repository,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        first = processes[0].communicate(timeout=50)[0]
-        second = processes[1].communicate(timeout=50)[0]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], [first, second]
-
-
 @pytest.mark.parametrize(
     ("what", "speaks", "codes", "said"),
     [
@@ -73,13 +50,14 @@ def two(what: str, workdir: Path, repository: Path) -> tuple[list[int], list[str
     ],
 )
 def test_the_end_of_one_is_the_end_of_all(
-    what: str, speaks: int, codes: tuple, said: str, tmp_path: Path, repository: Path
+    what: str, speaks: int, codes: tuple, said: str, tmp_path: Path
 ) -> None:
     for name in ("2", "4", "6.orbax-checkpoint-tmp-0"):
         (tmp_path / "checkpoints" / "base" / name).mkdir(parents=True)
-    found, outputs = two(what, tmp_path, repository)
-    for code, expected in zip(found, codes, strict=True):
-        assert code != 0 if expected is None else code == expected, outputs
+    ended = commands.two(PROGRAM, what, tmp_path, timeout=50)
+    outputs = [one.stdout + one.stderr for one in ended]
+    for one, expected in zip(ended, codes, strict=True):
+        assert one.returncode != 0 if expected is None else one.returncode == expected, outputs
     assert said.format(socket.gethostname()) in outputs[speaks]
     for output in outputs:  # also who has it says which of them lacks it
         assert f"process 1 on {socket.gethostname()} lacks clip" in output

@@ -8,7 +8,6 @@ import math
 import re
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -50,10 +49,7 @@ def together(
 
     killed_at: pattern of the audit event, and its occurrence, at which process 1 kills itself.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = [*flags, f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    flags = [*flags, f"--coordinator=127.0.0.1:{commands.free_port()}", "--num_processes=2"]
     flags.append(f"--host_timeout={host_timeout}")
     processes = [
         commands.start([*flags, "--process_id=0"], devices=4),

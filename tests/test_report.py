@@ -357,8 +357,7 @@ def test_nothing_hangs_over_the_edge_of_a_phone_or_a_screen(tmp_path):
         ".scrollWidth, [...f.contentDocument.images].filter(i => i.naturalWidth).length])</script>",
         "utf-8",
     )
-    flags = "--headless=new --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --dump-dom"
-    command = [browser.PROGRAM, *flags.split(), "--virtual-time-budget=3000"]
+    command = [browser.PROGRAM, *browser.FLAGS, "--dump-dom", "--virtual-time-budget=3000"]
     command += [f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run([*command, wrapper.as_uri()], capture_output=True, timeout=120)
     found = re.search(r'data-found="([\d,]+)"', done.stdout.decode("utf-8", "replace"))
