@@ -195,7 +195,7 @@ def main() -> None:
             arms = {name: one for (s, seed, name), one in done.items() if (s, seed) == (subject, 0)}
             photos = next(iter(arms.values())).photos(trials.photos(args.cache, subject))
             shown[subject] = photos, arms
-        Image.fromarray(page(shown)).save(args.figures / "study.png", optimize=True)
+        Image.fromarray(page(shown)).quantize(256).save(args.figures / "study.png", optimize=True)
 
 
 if __name__ == "__main__":

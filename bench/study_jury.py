@@ -18,7 +18,9 @@ from dreambooth_jax.evaluate.pictures import Pictures
 FILE = "study.json"  # in a trial's folder
 SUBJECT, PROMPT, PRES, DIV = "subject", "prompt", "PRES", "DIV"
 _OF_SCORES = {"subject_similarity": SUBJECT, "prior_similarity": PRES, "diversity": DIV}
-Worth = dict[str, dict[str, float]]  # by grid, "before", "60", …, "after", and "photos"; by measure
+Worth = dict[
+    str, dict[str, float]
+]  # by grid, "before", "base-000060", …, "after", and "photos"; by measure
 
 
 class Jury:

@@ -81,10 +81,10 @@ class Found:
         for grid, found in worth.items():
             self._worth.setdefault((arm, grid), {})[subject, seed] = found
 
-    def grids(self, arm: str) -> list[int]:
-        """The optimizer steps at which an arm drew."""
-        names = {grid for own, grid in self._worth if own == arm}
-        return sorted(int(name) for name in names if name.isdigit())
+    def grids(self, arm: str) -> dict[int, str]:
+        """What an arm drew on the way, "base-000060", by optimizer step."""
+        names = sorted(grid for own, grid in self._worth if own == arm)
+        return {int(name[5:]): name for name in names if name.startswith("base-")}
 
     def of(self, arm: str, grid: str = "after") -> Mapping[Key, Mapping[str, float]]:
         """Measures by subject and seed, none where the arm has no finished trial."""
@@ -171,15 +171,14 @@ def _steps(found: Found) -> list[str]:
         lines += [f"### Steps: {arm.removeprefix('longer').strip(', ') or 'with class images'}", ""]
         lines += _header("step", ["trials", *HEADS.values(), "prompt − untouched, %"])
         forgotten = None
-        for step in ("before", *map(str, steps)):
-            cells = [_shown(found.mean(arm, measure, step), measure) for measure in HEADS]
-            lost = found.difference(PROMPT, arm, arm, (step, "before"))
+        for step, grid in {0: "before", **steps}.items():
+            cells = [_shown(found.mean(arm, measure, grid), measure) for measure in HEADS]
+            lost = found.difference(PROMPT, arm, arm, (grid, "before"))
             if lost is not None and lost.high < 0 and forgotten is None:
                 forgotten = step
-            trend = "" if step == "before" else _shown(lost, PROMPT, sign="+")
-            count = str(len(found.of(arm, step)))
-            lines.append(_row(step.replace("before", "0"), [count, *cells, trend]))
-        best = max(steps, key=lambda step: found.mean(arm, SUBJECT, str(step)) or (0,))
+            trend = _shown(lost, PROMPT, sign="+") if step else ""
+            lines.append(_row(f"{step}", [f"{len(found.of(arm, grid))}", *cells, trend]))
+        best = max(steps, key=lambda step: found.mean(arm, SUBJECT, steps[step]) or (0,))
         since = f"from step {forgotten} on" if forgotten else "at no step"
         nearest = f"Nearest to the subject at step {best}; prompts are followed less than by the"
         lines += ["", f"{nearest} untouched model {since}.", ""]

@@ -68,10 +68,10 @@ def test_the_first_step_that_loses_prompts_is_named():
     one = Found()
     for subject in SUBJECTS:
         grids = {
-            step: {**ALIKE, "prompt": 50.0 - lost, "subject": gained}
-            for step, lost, gained in (("20", 0, 0.6), ("40", 25, 0.9), ("100", 50, 0.7))
+            f"base-{step:06}": {**ALIKE, "prompt": 50.0 - lost, "subject": gained}
+            for step, lost, gained in ((20, 0, 0.6), (40, 25, 0.9), (100, 50, 0.7))
         }
-        one.add(subject, 0, "longer", {"before": ALIKE, **grids, "after": grids["100"]})
+        one.add(subject, 0, "longer", {"before": ALIKE, **grids, "after": grids["base-000100"]})
     text = report(one)
     assert "Nearest to the subject at step 40" in text
     assert "untouched model from step 40 on" in text
