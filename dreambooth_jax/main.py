@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import experiment, hosts
+from dreambooth_jax import experiment, files, hosts
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.experiment import benchmark
 from dreambooth_jax.train import Interrupted, NonFiniteError
@@ -26,7 +26,9 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The settings: a file of configs/.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Folder of the run; '' is runs/<name of the config>-<class noun>."
+    "workdir",
+    "",
+    "Folder of the run, or gs://BUCKET/FOLDER; '' is runs/<name of the config>-<class noun>.",
 )
 MODES = {
     "train": experiment.run,
@@ -82,7 +84,7 @@ def default_workdir(config: configs.ConfigDict) -> Path:
     path, _, arg = config_flags.get_config_filename(FLAGS["config"]).partition(":")
     name = Path(path).stem
     if name == "of_run":
-        return Path(arg)
+        return files.at(arg)
     if MODE.value == "benchmark":
         return Path("runs") / name
     images = config.subject.images
@@ -140,14 +142,11 @@ def main(argv: list[str]) -> None:
     del argv
     quiet_others()
     config = CONFIG.value
-    if "://" in WORKDIR.value:
-        logging.error(
-            "--workdir=%s: expected a folder, for pictures, exports and the report as well as "
-            "checkpoints. Mount the bucket (gcsfuse, s3fs) and give its folder.",
-            WORKDIR.value,
-        )
+    try:
+        folder = files.at(WORKDIR.value) if WORKDIR.value else default_workdir(config)
+    except ValueError as error:
+        logging.error("--workdir=%s", error)
         sys.exit(1)
-    folder = Path(WORKDIR.value) if WORKDIR.value else default_workdir(config)
     watch = joined(folder)
     use_compile_cache(config.compile.cache_dir)
     try:

@@ -9,11 +9,14 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
+
+from dreambooth_jax import files
+
+_SECONDS = 10  # between two writings of a file in a bucket
 
 _RESERVED = ("step", "time")  # the writer's own keys in a line of metrics.jsonl
 
@@ -43,16 +46,20 @@ class Writer(Protocol):
 class JsonlWriter:
     """Numbers as JSON lines, `{"step": 10, "loss": 0.5, "time": 1.7e9}`, for `read` and for `jq`.
 
-    Every line is written out at once. An existing file is continued; what a killed run left of its
+    Every line is written out at once, to a bucket every few seconds, as nothing can be added to a
+    file there. An existing file is continued; what a killed run left of its
     last line is removed. JSON has no NaN and no infinity: both become null. Pictures, texts and
     settings are not kept here.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch()
-        _mend(self.path)
+        self.path = files.at(path)
+        there = self.path.is_file()
+        found = self.path.read_bytes() if there else b""
+        self._text = _whole(found)
+        self._sent = time.monotonic()
+        if not there or self._text != found:
+            self._send()
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Appends one line; `time` is in seconds since 1970."""
@@ -67,8 +74,14 @@ class JsonlWriter:
             "time": round(time.time(), 3),
         }
         text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+        whole = text.encode() + b"\n"
+        if files.is_remote(self.path):
+            self._text += whole
+            if time.monotonic() - self._sent > _SECONDS:
+                self._send()
+            return
         with open(self.path, "ab") as file:  # a few lines a second at most: nothing to keep open
-            file.write(text.encode() + b"\n")
+            file.write(whole)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         """Nothing: a JSON line is no place for pictures."""
@@ -80,10 +93,18 @@ class JsonlWriter:
         """Nothing: lines hold numbers only."""
 
     def flush(self) -> None:
-        """Nothing is waiting: every line is in the file."""
+        """Sends what waits for a bucket; on this computer every line is in the file already."""
+        if files.is_remote(self.path):
+            self._send()
 
     def close(self) -> None:
-        """Nothing is open."""
+        """The same."""
+        self.flush()
+
+    def _send(self) -> None:
+        with files.written(self.path) as part:
+            part.write_bytes(self._text)
+        self._sent = time.monotonic()
 
 
 class ConsoleWriter:
@@ -210,7 +231,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     A run that went on from a checkpoint writes some steps a second time: the last value per step
     and name counts. A half-written last line is left out. Raises ValueError on any other bad line.
     """
-    path = Path(path)
+    path = files.at(path)
     lines = path.read_bytes().split(b"\n")
     records: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
@@ -228,17 +249,12 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [records[step] for step in sorted(records)]
 
 
-def _mend(path: Path) -> None:
-    """Ends the file with a line end: completes a whole last line, cuts off a half-written one."""
-    with open(path, "r+b") as file:
-        text = file.read()
-        start = text.rfind(b"\n") + 1
-        if start == len(text):
-            return
-        if _parsed(text[start:]) is None:
-            file.truncate(start)
-        else:
-            file.write(b"\n")
+def _whole(text: bytes) -> bytes:
+    """The same up to a line end: completes a whole last line, cuts off a half-written one."""
+    start = text.rfind(b"\n") + 1
+    if start == len(text):
+        return text
+    return text[:start] if _parsed(text[start:]) is None else text + b"\n"
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

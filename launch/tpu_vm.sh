@@ -4,7 +4,7 @@
 #
 #     launch/tpu_vm.sh --name=duck --zone=us-west4-a --type=v5litepod-16 --spot -- \
 #         --config=configs/sdxl.py --config.subject.images=photos/duck \
-#         --config.subject.class_noun=toy --workdir=/mnt/shared/runs/duck
+#         --config.subject.class_noun=toy --workdir=gs://BUCKET/runs/duck
 #     launch/tpu_vm.sh --name=duck --zone=us-west4-a --delete
 #
 # Options before the `--`:
@@ -117,7 +117,7 @@ install() {
   run git archive --format=tar.gz --output="$archive" HEAD
   copy dreambooth_jax.tar.gz "$archive"
   on_all 'mkdir -p dreambooth_jax && tar -xzf dreambooth_jax.tar.gz -C dreambooth_jax'
-  on_all 'cd dreambooth_jax && python3 -m venv .venv && .venv/bin/pip install -q -U "jax[tpu]" -e .'
+  on_all 'cd dreambooth_jax && python3 -m venv .venv && .venv/bin/pip install -q -U "jax[tpu]" -e ".[gcs]"'
   if [[ -n $photos ]]; then
     on_all 'mkdir -p dreambooth_jax/photos'
     copy dreambooth_jax/photos/ --recurse "$photos"

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # CONTRIBUTING.md, "The tree": a module imports only from a lower row, or from its own folder.
 ROWS = [
-    "tree rng metrics checksum signals hosts chips flops",
-    "diffusion models text adapt data weights sharding optim checkpoint report assets",
+    "files tree rng checksum signals hosts chips flops",
+    "diffusion models text adapt data weights sharding optim checkpoint metrics report assets",
     "pipeline config",
     "train generate evaluate export precompile",
     "experiment",

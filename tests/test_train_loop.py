@@ -25,6 +25,9 @@ class Lines:
         self.steps.append(step)
         self.scalars.append(scalars)
 
+    def flush(self) -> None:
+        pass
+
     def column(self, name: str) -> list[float]:
         return [scalars[name] for scalars in self.scalars]
 

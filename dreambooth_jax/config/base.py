@@ -49,7 +49,7 @@ def base_config() -> ConfigDict:
     c.hub.offline = False  # take what is downloaded already, ask nobody
 
     c.subject = ConfigDict()
-    c.subject.images = "embedded"  # folder with 3-5 photos of the subject, or "embedded"
+    c.subject.images = "embedded"  # folder (or gs://…) with 3-5 photos, or "embedded"
     c.subject.class_noun = "bird"  # what the subject is, one noun without article: "bird", "toy"
     c.subject.identifier = "auto"  # the subject's own word, "zib"; "auto" finds a rare token
     c.subject.others = ()  # more subjects: (images, class_noun, identifier) each, as above

@@ -4,12 +4,11 @@ import fnmatch
 import json
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dreambooth_jax import adapt
+from dreambooth_jax import adapt, files
 from dreambooth_jax.config.base import (
     RESTORE_KEYS,
     RESULT_FREE_KEYS,
@@ -180,7 +179,7 @@ def of_run(folder: str) -> ConfigDict:
     Raises:
       ConfigError: there is no run in it.
     """
-    file = Path(folder).expanduser() / "config.json"
+    file = files.at(folder) / "config.json"
     if not folder or not file.is_file():
         raise ConfigError(
             f"no run in {folder!r}: {file} is not there. Write --config=configs/of_run.py:WORKDIR."

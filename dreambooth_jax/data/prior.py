@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from dreambooth_jax import rng
+from dreambooth_jax import files, rng
 
 MANIFEST = "manifest.json"
 LOW_RES = "low_res"  # sub-folder with what the base stage made, where an upscaler made the images
@@ -73,7 +73,7 @@ def make_or_reuse(
     Raises:
       PriorError: the folder was made otherwise, or holds foreign files, or images stay empty.
     """
-    folder = Path(folder)
+    folder = files.at(folder)
     made_by = json.loads(json.dumps(dict(made_by, seed=seed, block=block)))
     entries = _known(folder, made_by)
     stages: int | None = None
@@ -109,9 +109,9 @@ def _known(folder: Path, made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]
     """The manifest's entries, if it was made by the same means; none for an empty folder."""
     file = folder / MANIFEST
     if not file.is_file():
-        files = folder.iterdir() if folder.is_dir() else ()
+        found = folder.iterdir() if folder.is_dir() else ()
         # Folders are of low-res pictures, or of another class.
-        foreign = sorted(p.name for p in files if p.suffix != ".tmp" and not p.is_dir())
+        foreign = sorted(p.name for p in found if p.suffix != ".tmp" and not p.is_dir())
         if foreign:
             raise PriorError(
                 f"{folder} holds {len(foreign)} files (the first is {foreign[0]!r}) but no "
@@ -147,7 +147,7 @@ def _read(folder: Path, entry: Mapping[str, Any] | None) -> list[np.ndarray] | N
     pictures = []
     for name, digest in entry["files"].items():
         try:
-            with Image.open(folder / name) as image:
+            with (folder / name).open("rb") as file, Image.open(file) as image:
                 picture = np.asarray(image.convert("RGB"))
         except OSError:
             picture = None
@@ -197,18 +197,15 @@ def _write(
     """Writes one block and returns its entries; a file appears whole or not at all."""
     entries = {}
     for k, index in enumerate(indices):
-        files = {}
+        digests = {}
         for stage, column in enumerate(pictures):
             name = _name(index) if stage == len(pictures) - 1 else f"{LOW_RES}/{_name(index)}"
-            file = folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".tmp")
-            Image.fromarray(column[k]).save(part, format="PNG")
-            part.replace(file)
-            files[name] = _digest(column[k])
+            with files.written(folder / name) as part:
+                Image.fromarray(column[k]).save(part, format="PNG")
+            digests[name] = _digest(column[k])
         attempt = attempts[index]
         entries[_name(index)] = {
-            "files": files,
+            "files": digests,
             "seed": seed_of(seed, index, attempt),
             "attempt": attempt,
         }
@@ -216,12 +213,9 @@ def _write(
 
 
 def _write_manifest(folder: Path, made_by: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{MANIFEST}.tmp"
     content = {
         "made_by": made_by,
         "redone": sum(e["attempt"] > 0 for e in entries.values()),
         "images": dict(entries),
     }
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(folder / MANIFEST)
+    files.write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dreambooth_jax import files
 from dreambooth_jax.data.prompts import without_word
 from dreambooth_jax.evaluate import measures
 from dreambooth_jax.evaluate.encoders import KINDS, Distance, Features
@@ -250,10 +251,7 @@ def explained(scores: Sequence[Score]) -> dict[str, dict[str, str]]:
 
 def replace(file: Path, content: Any) -> Path:
     """Writes JSON whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".tmp")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    part.replace(file)
+    files.write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return file
 
 
@@ -263,7 +261,7 @@ def read(file: Path) -> list[Score]:
     Raises:
       ValueError: it has another schema.
     """
-    content = json.loads(Path(file).read_text())
+    content = json.loads(files.at(file).read_text())
     if content.get("schema") != SCHEMA:
         raise ValueError(f"{file}: schema {content.get('schema')!r}, expected {SCHEMA}.")
     return [Score(**row) for row in content["scores"]]

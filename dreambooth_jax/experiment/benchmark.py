@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import experiment, hosts
+from dreambooth_jax import experiment, files, hosts
 from dreambooth_jax.data import benchmark as data
 from dreambooth_jax.data.audit import audit
 from dreambooth_jax.data.benchmark import Checkout, Member
@@ -35,7 +34,7 @@ def run(config: ConfigDict, folder: Path) -> Path:
         was expected, and what to do.
       Interrupted: a signal came, and everything is saved.
     """
-    folder = Path(folder)
+    folder = files.at(folder)
     checkout = data.locate(_data_folder(config))
     members = data.chosen(checkout, tuple(config.benchmark.subjects))
     logging.info("%s", checkout)
@@ -45,7 +44,7 @@ def run(config: ConfigDict, folder: Path) -> Path:
     hosts.agree(
         "the subjects that are left",
         [member.name for member in left],
-        remedy=f"{folder} must be one folder that all hosts see, on a shared disk.",
+        remedy=f"{folder} must be one folder that all hosts see: on a shared disk, or gs://….",
     )
     size = max(stage.size for stage in setup.open_stages(config).values()) if left else 0
     for member in left:  # every folder that cannot be used is told before the first hour is spent
@@ -62,7 +61,7 @@ def run(config: ConfigDict, folder: Path) -> Path:
         logging.info("%s: subject %d of %d.", member.name, number, len(left))
         experiment.run(by_name[member.name], folder / member.name)
         if not config.benchmark.keep_checkpoints and jax.process_index() == 0:
-            shutil.rmtree(folder / member.name / "checkpoints")
+            files.remove(folder / member.name / "checkpoints")
         hours = (time.monotonic() - began) / number * (len(left) - number) / 3600
         logging.info("%s is scored; about %.2f hours for the others.", member.name, hours)
     return finish(config, checkout, members, folder)
@@ -84,7 +83,7 @@ def config_of(config: ConfigDict, member: Member, checkout: Checkout, folder: Pa
     c.subject.class_noun = member.class_noun
     c.subject.others = ()
     of_class = member.class_noun.replace(" ", "_")
-    priors = Path(config.prior.folder).expanduser() if config.prior.folder else folder / "prior"
+    priors = files.at(config.prior.folder) if config.prior.folder else folder / "prior"
     c.prior.folder = str(priors / of_class)
     if config.prior.images:
         c.prior.images = str(Path(config.prior.images).expanduser() / of_class)

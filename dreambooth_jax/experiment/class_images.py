@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import train
+from dreambooth_jax import files, train
 from dreambooth_jax.data import class_images, prior
 from dreambooth_jax.data.class_images import ClassImages
 from dreambooth_jax.data.subject import Words
@@ -55,9 +54,7 @@ def drawn(
     if not configs.draws_class_images(config):
         return ()
     root = config.prior.folder
-    folders = subjects.class_folders(
-        config, Path(root).expanduser() if root else workdir.root / "prior"
-    )
+    folders = subjects.class_folders(config, files.at(root) if root else workdir.root / "prior")
     samplers = {kind: dataclasses.asdict(s) for kind, s in painter.settings.items()}
     words = {each.class_noun: each for each in chosen}
     shares = configs.class_shares(config)

@@ -1,5 +1,6 @@
 """What a run hands over: a diffusers folder per stage, and one file where a family has one."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from dreambooth_jax import adapt, export, sharding, train, tree
+from dreambooth_jax import adapt, export, files, sharding, train, tree
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment import summary
 from dreambooth_jax.experiment.model import Model, as_tuned
@@ -54,49 +55,62 @@ def deliver(
       ValueError: see `export.diffusers_folder`.
     """
     check(config, model)
-    for kind in model.kinds:
-        train.leave_if_asked(stop, "the training is finished and saved")
-        host = {path: sharding.fetch(leaf) for path, leaf in model.weights[kind].items()}
-        if jax.process_index() == 0:
-            about = summary.model_card(config, words, kind, steps.get(kind, 0))
-            stage = model.stages[kind]
-            folder = export.diffusers_folder(
-                stage,
-                host,
-                workdir.export / kind if len(model.kinds) > 1 else workdir.export,
-                dtype=config.export.dtype,
-                about=about,
-                words=[
-                    {"identifier": _in_full(config, each), "class_noun": each.class_noun}
-                    for each in words
-                ],
-                schedule=(as_tuned(config, stage) if kind in steps else stage).schedule,
-            )
-            if adapt.makes_factors(config.adapt) and kind in model.trained:
-                trained = {p: sharding.fetch(x) for p, x in model.trained[kind].items()}
-                export.lora_file.write(
-                    model.stages[kind],
-                    trained,
-                    folder / "lora",
-                    alpha=adapt.alpha_of(config.adapt),
-                    dtype=config.export.dtype,
-                    about=about,
-                )
-            if adapt.makes_words(config.adapt) and kind in model.trained:
-                new = tree.split(model.trained[kind], adapt.textual_inversion.is_row)[0]
-                rows = {p: sharding.fetch(x) for p, x in new.items()}
-                export.embeddings_file.write(
-                    rows,
-                    folder,
-                    words=[each.identifier for each in words],
-                    dtype=config.export.dtype,
-                )
-            if config.export.single_file:
-                called = "_".join(f"{each.identifier}_{each.class_noun}" for each in words)
-                name = f"{called}.safetensors".replace(" ", "_")
-                export.single_file.write(
-                    model.stages[kind], host, folder / name, dtype=config.export.dtype, about=about
-                )
+    several = len(model.kinds) > 1
+    of_adapter = adapt.makes_factors(config.adapt) or adapt.makes_words(config.adapt)
+    for folder in [workdir.export / kind for kind in model.kinds] if several else [workdir.export]:
+        export.check_place(folder)
+    with contextlib.ExitStack() as stack:
+        if writes := jax.process_index() == 0:
+            place = stack.enter_context(files.filled(workdir.export, last=export.INDEX))
+        for kind in model.kinds:
+            train.leave_if_asked(stop, "the training is finished and saved")
+            # What lies on several hosts all of them have to fetch.
+            host = {path: sharding.fetch(leaf) for path, leaf in model.weights[kind].items()}
+            own = model.trained.get(kind, {}) if of_adapter else {}
+            trained = {path: sharding.fetch(leaf) for path, leaf in own.items()}
+            if writes:
+                folder = place / kind if several else place
+                _write(config, model, words, folder, kind, host, trained, step=steps.get(kind))
     if jax.process_count() > 1:  # nobody leaves before all files are there
         multihost_utils.sync_global_devices("the export is written")
     return workdir.export
+
+
+def _write(
+    config: ConfigDict,
+    model: Model,
+    words: Sequence[Words],
+    folder: Path,
+    kind: str,
+    host: tree.Flat,
+    trained: tree.Flat,
+    *,
+    step: int | None,
+) -> None:
+    """One stage: its folder, and in it the files of its adapter, and one for all of it."""
+    stage, dtype = model.stages[kind], config.export.dtype
+    about = summary.model_card(config, words, kind, step or 0)
+    export.diffusers_folder(
+        stage,
+        host,
+        folder,
+        dtype=dtype,
+        about=about,
+        words=[
+            {"identifier": _in_full(config, each), "class_noun": each.class_noun} for each in words
+        ],
+        schedule=(stage if step is None else as_tuned(config, stage)).schedule,
+    )
+    if adapt.makes_factors(config.adapt) and trained:
+        alpha = adapt.alpha_of(config.adapt)
+        export.lora_file.write(
+            stage, trained, folder / "lora", alpha=alpha, dtype=dtype, about=about
+        )
+    if adapt.makes_words(config.adapt) and trained:
+        rows = tree.split(trained, adapt.textual_inversion.is_row)[0]
+        called = [each.identifier for each in words]
+        export.embeddings_file.write(rows, folder, words=called, dtype=dtype)
+    if config.export.single_file:
+        called_so = "_".join(f"{each.identifier}_{each.class_noun}" for each in words)
+        file = folder / f"{called_so}.safetensors".replace(" ", "_")
+        export.single_file.write(stage, host, file, dtype=dtype, about=about)

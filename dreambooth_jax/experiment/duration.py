@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
+from dreambooth_jax import files
 from dreambooth_jax.data.prompts import expanded
 from dreambooth_jax.experiment import class_images, setup, subjects, tuning
 from dreambooth_jax.experiment.painter import Painter
@@ -54,7 +54,7 @@ def measure(config: ConfigDict, folder: Path, stop: GracefulStop, *, counted: in
     c.optim.warmup_steps = min(c.optim.warmup_steps, 2 * counted)
 
     if jax.process_index() == 0:
-        shutil.rmtree(folder / "trial", ignore_errors=True)
+        files.remove(folder / "trial")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("no trial of before is left")
     began = time.monotonic()
@@ -88,8 +88,8 @@ def measure(config: ConfigDict, folder: Path, stop: GracefulStop, *, counted: in
         multihost_utils.sync_global_devices("the trial is over")
     speed = Speed(start, drawing / painter.block, step, device)
     if jax.process_index() == 0:
-        shutil.rmtree(workdir.root)
-        file.write_text(json.dumps(dataclasses.asdict(speed), indent=1) + "\n")
+        files.remove(workdir.root)
+        files.write_text(file, json.dumps(dataclasses.asdict(speed), indent=1) + "\n")
     return speed
 
 

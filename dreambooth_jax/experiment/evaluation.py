@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import export, hosts
+from dreambooth_jax import export, files, hosts
 from dreambooth_jax.data import audit, images
 from dreambooth_jax.data.prompts import is_of_class, mentions
 from dreambooth_jax.data.subject import Words
@@ -38,7 +38,7 @@ def evaluate(config: ConfigDict, folder: Path) -> Path:
       ConfigError, CheckpointError, EncoderError, ValueError, OSError: what was found, expected,
         and what to do.
     """
-    folder = Path(folder)
+    folder = files.at(folder)
     names = required(config)
     if config.evaluate.generated:
         return _of_folders(config, folder, names)
@@ -266,7 +266,7 @@ def _photos(config: ConfigDict) -> list[list[np.ndarray]]:
     first, *others = (subjects.photo_folder(images) for images, _, _ in configs.subjects(config))
     given = config.evaluate.reference
     found = []
-    for folder in (Path(given).expanduser() if given else first, *others):
+    for folder in (files.here(files.at(given)) if given else first, *others):
         kept = audit.audit(folder, size=_SMALLEST).kept
         logging.info("Compared with %d photos of %s.", len(kept), folder)
         found.append([images.read(photo.path) for photo in kept])

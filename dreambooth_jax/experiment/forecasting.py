@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import generate, precompile, sharding, tree
+from dreambooth_jax import files, generate, precompile, sharding, tree
 from dreambooth_jax.experiment import budget, painter, setup, shapes
 from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.train import memory
@@ -52,9 +52,8 @@ def forecast(config: ConfigDict, folder: Path) -> Path:
         sharding.describe(mesh),
         precompile.as_table(found),
     )
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "precompile.json"
-    file.write_text(json.dumps([dataclasses.asdict(f) for f in found], indent=1) + "\n")
+    files.write_text(file, json.dumps([dataclasses.asdict(f) for f in found], indent=1) + "\n")
     over = [f for f in found if not f.fits]
     if over:
         told = "; ".join(

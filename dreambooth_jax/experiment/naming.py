@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from dreambooth_jax import pipeline
+from dreambooth_jax import files, pipeline
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment import setup
 from dreambooth_jax.experiment.painter import Painter, seed_of
@@ -49,12 +49,11 @@ def identify(config: ConfigDict, folder: Path) -> Path:
     logging.info("Identifiers, best first:\n%s", identifier.as_table(found))
     file = folder / "identifiers.json"
     if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         listed = [
             {key: value for key, value in dataclasses.asdict(each).items() if value is not None}
             for each in found
         ]
-        file.write_text(json.dumps(listed, indent=1) + "\n")
+        files.write_text(file, json.dumps(listed, indent=1) + "\n")
     return file
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image, PngImagePlugin
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import generate, report, rng, sharding, train, tree
+from dreambooth_jax import files, generate, report, rng, sharding, train, tree
 from dreambooth_jax.data.prompts import expanded, is_of_class
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.model import Model, as_tuned, compute_dtype
@@ -250,7 +250,7 @@ def is_drawn(folder: Path, wanted: Wanted, samplers: Mapping[str, Any] | None = 
     """
     for name, prompt, seed in wanted:
         try:
-            with Image.open(folder / name) as image:
+            with (folder / name).open("rb") as file, Image.open(file) as image:
                 about = json.loads(image.info["dreambooth_jax"])
         except (OSError, KeyError, ValueError):
             return False
@@ -270,7 +270,7 @@ def read_grid(folder: Path, wanted: Wanted) -> Grid:
     """The pictures of a grid by prompt, as `Painter.grid` wrote them."""
     cells: Grid = {}
     for name, prompt, _ in wanted:
-        with Image.open(folder / name) as image:
+        with (folder / name).open("rb") as file, Image.open(file) as image:
             cells.setdefault(prompt, []).append(np.asarray(image.convert("RGB")))
     return cells
 
@@ -295,12 +295,10 @@ def grids_of(
 
 def save_png(file: Path, picture: np.ndarray, *, about: Mapping[str, object]) -> None:
     """Writes uint8 `[H,W,3]` whole or not at all; `about` is JSON in its text `dreambooth_jax`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     note = PngImagePlugin.PngInfo()
     note.add_text("dreambooth_jax", json.dumps(about))
-    part = file.with_suffix(".tmp")
-    Image.fromarray(picture).save(part, format="PNG", pnginfo=note)
-    part.replace(file)
+    with files.written(file) as part:
+        Image.fromarray(picture).save(part, format="PNG", pnginfo=note)
 
 
 def _wait_for_files(moment: str) -> None:

@@ -9,7 +9,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from dreambooth_jax import adapt, checkpoint, export, optim, train, tree, weights
+from dreambooth_jax import adapt, checkpoint, export, files, optim, train, tree, weights
 from dreambooth_jax import config as configs
 from dreambooth_jax.checkpoint.space import free_bytes, readable
 from dreambooth_jax.data.prompts import expanded
@@ -28,7 +28,7 @@ def check(config: ConfigDict, stages: Mapping[str, Stage], workdir: Workdir) -> 
       CheckpointError: the disk has less; the message tells what is needed, what is free, what for.
     """
     parts = estimate(config, stages)
-    own = Path(config.prior.folder).expanduser() if config.prior.folder else None
+    own = files.at(config.prior.folder) if config.prior.folder else None
     folders = {
         "checkpoints": workdir.root / "checkpoints",
         "kept weights": workdir.root / "kept_weights",
@@ -110,4 +110,6 @@ def _export(config: ConfigDict, stage: Stage, trained: tree.Flat) -> int:
 
 
 def _bytes_in(folder: Path) -> int:
+    if files.is_remote(folder):
+        return 0  # where nobody can say what is free
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

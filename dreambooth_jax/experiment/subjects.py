@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from dreambooth_jax import adapt, export, hosts, sharding
+from dreambooth_jax import adapt, export, files, hosts, sharding
 from dreambooth_jax import config as configs
 from dreambooth_jax.data import audit as photo_audit
 from dreambooth_jax.data import subject as subjects
@@ -36,10 +36,13 @@ class Folders:
 
 
 def photo_folder(images: str) -> Path:
-    """A subject's folder; "embedded" is the one that the package carries."""
+    """A subject's folder; "embedded" is the one that the package carries.
+
+    Of one in a bucket it is a copy.
+    """
     if images == "embedded":
         return Path(str(resources.files("dreambooth_jax") / "assets" / "subject"))
-    return Path(images).expanduser()
+    return files.here(files.at(images))
 
 
 def class_folders(config: ConfigDict, root: Path) -> dict[str, Path]:
@@ -78,9 +81,9 @@ def audit(config: ConfigDict, stages: Mapping[str, Stage]) -> Folders:
     own: dict[str, Audit] = {}
     if config.prior.images:
         wanted = Wanted("optional", word=config.subject.identifier, of_subject=False)
-        folders = class_folders(config, Path(config.prior.images).expanduser())
+        folders = class_folders(config, files.at(config.prior.images))
         for noun, folder in folders.items():
-            report = look(f"Class images of {noun!r}", folder, wanted)
+            report = look(f"Class images of {noun!r}", files.here(folder), wanted)
             own |= {noun: report} if report else {}
     if refused:
         raise AuditError("\n".join(refused))

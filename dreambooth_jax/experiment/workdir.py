@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import hosts, metrics
+from dreambooth_jax import files, hosts, metrics
 
 _MADE = (
     "prior",
@@ -46,7 +46,7 @@ class Workdir:
             matters.
           Disagreement: it is not the same folder on all hosts.
         """
-        root = Path(root)
+        root = files.at(root)
         root.mkdir(parents=True, exist_ok=True)
         file = root / "config.json"
         as_before = False
@@ -61,14 +61,14 @@ class Workdir:
                     + "\n  ".join(conflicts)
                     + "\nPut them back to go on with that run, or write another --workdir."
                 )
-        shared = "It must be one folder that all hosts see, on a shared disk."
+        shared = "It must be one folder that all hosts see: on a shared disk, or gs://…."
         seen = {"of these settings": as_before, "finished": (root / "report.html").is_file()}
         hosts.agree(f"the runs in {root}", seen, remedy=shared)
         writers: list[metrics.Writer] = []
         if jax.process_index() == 0:
             if not as_before:  # first, else a kill would leave new settings beside an old report
                 (root / "report.html").unlink(missing_ok=True)
-            _replace(file, configs.to_json(config))
+            files.write_text(file, configs.to_json(config))
             writers.append(metrics.JsonlWriter(root / "metrics.jsonl"))
             if config.log.tensorboard:
                 writers.append(metrics.TensorBoardWriter(root / "tensorboard"))
@@ -83,7 +83,7 @@ class Workdir:
         Raises:
           ConfigError: the run has other settings, among those that its checkpoints depend on.
         """
-        root = Path(root)
+        root = files.at(root)
         file = root / "config.json"
         if file.is_file():
             saved = configs.from_json(file.read_text())
@@ -126,7 +126,7 @@ class Workdir:
 
     def write(self, name: str, text: str) -> None:
         """Writes a file of the folder whole or not at all."""
-        _replace(self.root / name, text)
+        files.write_text(self.root / name, text)
 
     def scalars(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`."""
@@ -161,10 +161,3 @@ class Workdir:
         """Seconds by part of the run."""
         file = self.root / "timings.json"
         return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def _replace(file: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    part = file.with_name(file.name + ".tmp")
-    part.write_text(text)
-    part.replace(file)

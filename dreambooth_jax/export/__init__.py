@@ -5,9 +5,17 @@ under the keys of PEFT and kohya (`lora_file`).
 """
 
 from dreambooth_jax.export import embeddings_file, lora_file, single_file
-from dreambooth_jax.export.folder import diffusers_folder, estimate_bytes, words_in
+from dreambooth_jax.export.folder import (
+    INDEX,
+    check_place,
+    diffusers_folder,
+    estimate_bytes,
+    words_in,
+)
 
 __all__ = [
+    "INDEX",
+    "check_place",
     "diffusers_folder",
     "embeddings_file",
     "estimate_bytes",

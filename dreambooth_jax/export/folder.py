@@ -14,6 +14,7 @@ from dreambooth_jax.diffusion import schedule as schedules
 from dreambooth_jax.diffusion.schedule import Schedule
 from dreambooth_jax.pipeline import Stage
 
+INDEX = "model_index.json"
 _WORDS = "dreambooth.json"  # what the subjects are called, beside model_index.json
 # Schedulers of diffusers that know rescale_betas_zero_snr; the first one stands in for others.
 _READ_ZERO_SNR = (
@@ -98,6 +99,19 @@ def _card(stage: Stage, *, about: Mapping[str, Any], told: Sequence[str]) -> str
     )
 
 
+def check_place(folder: Path) -> None:
+    """`folder` is to be absent, empty or an exported model: an export replaces all of it.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if folder.exists() and not (folder / INDEX).is_file() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds something else than an exported model, and an export replaces all of "
+            "it. Give another folder."
+        )
+
+
 def diffusers_folder(
     stage: Stage,
     params: Mapping[str, Any],
@@ -122,11 +136,7 @@ def diffusers_folder(
         or `folder` holds something else than a model. What was there before stays as it is.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / "model_index.json").is_file() and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder} holds something else than an exported model, and an export replaces all of "
-            "it. Give another folder."
-        )
+    check_place(folder)
     tree.check_keys(stage.abstract, params, what="weights to export")
     part = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(part, ignore_errors=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dreambooth_jax import weights
+from dreambooth_jax import files, weights
 from dreambooth_jax.adapt import lora
 from dreambooth_jax.export import single_file
 from dreambooth_jax.pipeline import Stage
@@ -48,10 +48,10 @@ def write(
         (PEFT, peft(trained, alpha=alpha, dtype=dtype)),
         (KOHYA, kohya(stage, trained, alpha=alpha, dtype=dtype)),
     ):
-        file, part = folder / name, folder / f"{name}.tmp"
-        weights.save(part, tensors, metadata={"dreambooth_jax": json.dumps(metadata)})
-        weights.verify(part, tensors)
-        part.replace(file)
+        file = folder / name
+        with files.written(file) as part:
+            weights.save(part, tensors, metadata={"dreambooth_jax": json.dumps(metadata)})
+            weights.verify(part, tensors)
         made.append(file)
     return made
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dreambooth_jax import weights
+from dreambooth_jax import files, weights
 from dreambooth_jax.pipeline import Stage
 
 Tensors = dict[str, np.ndarray]
@@ -211,12 +211,7 @@ def write(
         "modelspec.prediction_type": stage.schedule.prediction_type.removesuffix("_prediction"),
         "modelspec.description": "; ".join(f"{name}: {value}" for name, value in about.items()),
     }
-    part = file.with_suffix(".tmp")
-    try:
+    with files.written(file) as part:
         weights.save(part, tensors, metadata=metadata)
         weights.verify(part, tensors)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    part.replace(file)
     return file

@@ -17,6 +17,7 @@ from string import Template
 import numpy as np
 from PIL import Image
 
+from dreambooth_jax import files
 from dreambooth_jax.report import plot
 from dreambooth_jax.report.sections import Comparison, Curves, Gallery, Section, Table, Text
 
@@ -69,7 +70,7 @@ def build(
         page = text.encode("utf-8", "replace")  # a file name may hold bytes that are no text
         if len(page) <= max_bytes:
             break
-    _write(Path(path), page)
+    _write(files.at(path), page)
 
 
 @dataclass(frozen=True)
@@ -250,10 +251,5 @@ def _table(
 
 def _write(path: Path, page: bytes) -> None:
     """Put the file in place in one move, so that no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(page)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.written(path) as part:
+        part.write_bytes(page)

@@ -174,6 +174,7 @@ def fit(
             if checking:  # before the checkpoint: what follows one is written on resuming
                 check(done)
             if saving or (stopping and checkpoints is not None):
+                writer.flush()  # the lines of its steps are there when it is
                 checkpoints.save(done, state)
             if keeping:
                 if checkpoints is not None:
@@ -192,4 +193,5 @@ def fit(
                 sample(done)
     if profile is not None:
         profile.end(state)
+    writer.flush()
     return state

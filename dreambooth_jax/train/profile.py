@@ -1,11 +1,14 @@
 """A trace of some steps for `jax.profiler`'s viewers (TensorBoard, XProf, Perfetto)."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
+
+from dreambooth_jax import files
 
 
 @dataclasses.dataclass
@@ -16,6 +19,7 @@ class Profile:
     steps: int
     folder: Path
     tracing: bool = False
+    _made: "tempfile.TemporaryDirectory[str] | None" = None  # until it is sent to a bucket
 
     def before(self, step: int, state: Any) -> None:
         """Begins or ends the trace where it is time to; `state` is that of the step to come."""
@@ -23,7 +27,9 @@ class Profile:
             self.end(state)
         if step == self.at:
             jax.block_until_ready(state)  # none of the steps before belong to it
-            jax.profiler.start_trace(self.folder)
+            if files.is_remote(self.folder):
+                self._made = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(self._made.name if self._made else self.folder)
             self.tracing = True
 
     def end(self, state: Any) -> None:
@@ -32,4 +38,8 @@ class Profile:
             self.tracing = False
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
+            if self._made:
+                files.send(Path(self._made.name), self.folder)
+                self._made.cleanup()
+                self._made = None
             logging.info("The trace of %d steps from %s on: %s", self.steps, self.at, self.folder)

@@ -1,0 +1,139 @@
+"""Files of a run, on this computer or in a bucket of Google Cloud Storage (`gs://…`).
+
+A path of a bucket is an `etils.epath.Path`, which has pathlib's methods, so most code never knows.
+What a bucket has not is here: moving a file into its place, adding to a file, removing a tree.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+from etils import epath
+
+_BUCKET = "gs://"
+
+
+def at(place: str | os.PathLike[str]) -> Path:
+    """The path of a file or folder; `~` is the user's.
+
+    Raises:
+      ValueError: an address of another kind than gs://, or gcsfs, which speaks with it, is absent.
+    """
+    text = os.fspath(place)
+    if "://" not in text:
+        return Path(text).expanduser()
+    if not text.startswith(_BUCKET):
+        raise ValueError(
+            f"{text}: expected a folder, or an address gs://BUCKET/FOLDER. Mount other storage and "
+            "give its folder."
+        )
+    if importlib.util.find_spec("gcsfs") is None:
+        raise ValueError(
+            f"{text}: gcsfs, which reads and writes there, is not installed. Write "
+            "pip install 'dreambooth_jax[gcs]'."
+        )
+    import fsspec  # type: ignore[import-untyped]  # it has none
+
+    # Other hosts write there as well: a listing is asked for anew each time.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return cast(Path, epath.Path(text))
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether it is in a bucket."""
+    return "://" in os.fspath(path)
+
+
+@contextlib.contextmanager
+def written(file: Path) -> Iterator[Path]:
+    """Gives a path of this computer to write to; in the end that is `file`, with its folders.
+
+    So a file appears whole or not at all: when the block fails, what was there before stays.
+    """
+    if is_remote(file):
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / file.name
+            yield part
+            _send(part, file)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".tmp")
+    try:
+        yield part
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a file whole or not at all, and its folders where there are none."""
+    with written(file) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def filled(folder: Path, *, last: str = "") -> Iterator[Path]:
+    """Gives a folder of this computer to fill: `folder` itself, or what then replaces a remote one.
+
+    last: name of the files that tell a reader that the others are there; they are sent last.
+    """
+    if not is_remote(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as made:
+        place = Path(made) / folder.name
+        yield place
+        remove(folder)
+        send(place, folder, last=last)
+
+
+def send(source: Path, folder: Path, *, last: str = "") -> None:
+    """Copies all files below `source`, a folder of this computer, into a remote one; see `filled`.
+
+    What is there already and has another name stays.
+    """
+    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == last):
+        _send(path, folder / path.relative_to(source).as_posix())
+
+
+def here(folder: Path) -> Path:
+    """`folder`, or a copy of a remote one without its sub-folders, there until the program ends.
+
+    Raises:
+      FileNotFoundError: there is no file in it.
+    """
+    return Path(_copied(str(folder)).name) / folder.name if is_remote(folder) else folder
+
+
+@functools.cache
+def _copied(address: str) -> "tempfile.TemporaryDirectory[str]":
+    folder = at(address)
+    paths = [path for path in folder.iterdir() if not path.is_dir()] if folder.is_dir() else []
+    if not paths:
+        raise FileNotFoundError(f"no file in {address}; expected those of a folder.")
+    made = tempfile.TemporaryDirectory()
+    place = Path(made.name) / folder.name
+    place.mkdir()
+    for path in paths:
+        (place / path.name).write_bytes(path.read_bytes())
+    return made
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder with all that is in it, if it is there."""
+    if not is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        cast(epath.Path, folder).rmtree()
+
+
+def _send(source: Path, target: Path) -> None:
+    with source.open("rb") as read, target.open("wb") as write:
+        shutil.copyfileobj(read, write, 1 << 24)
