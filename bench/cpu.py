@@ -76,7 +76,7 @@ def torch_steps(folder: Path) -> dict[str, Run]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     @torch.no_grad()
     def sample() -> float:
@@ -199,7 +199,7 @@ class Contestant:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "OMP_WAIT_POLICY": "PASSIVE"} | QUIET | clean,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | QUIET | clean,
         )
 
     def __call__(self, kind: str, count: int) -> tuple[list[float], float]:

@@ -1,22 +1,23 @@
 """Softmax attention, in the form that suits the device for which a program is traced.
 
-The device is that of the mesh in context (`sharding.traced_for`), which may be of a kind that this
-computer does not have; without a mesh it is jax's default device. On TPUs it is a Pallas kernel
-where scores are many, on NVIDIA's GPUs cuDNN's, on CPU one head at a time, else what XLA makes.
+On TPUs (`target.device`) it is a Pallas kernel where scores are many, on NVIDIA's GPUs cuDNN's, on CPU some queries of a head at a time, else what
+XLA makes.
 """
 
 import functools
-import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from dreambooth_jax.models import blockwise, target
+
 Array = jax.Array
 
-# Score matrices above this many numbers no longer fit a core's cache: then one head at a time is
-# faster on CPU.
+# Score matrices above this many numbers no longer fit a core's cache: then parts of them at a time
+# are faster on CPU.
 _CPU_SCORES_AT_ONCE = 2**20
 # Queries from which on the kernel moves fewer bytes than XLA on TPU, and needs less memory:
 # `python tools/tpu_attention.py`, docs/tpu.md.
@@ -42,31 +43,20 @@ def attention(
 def chosen(shape: tuple[int, ...], keys: int, dtype: Any, *, plain: bool) -> str:
     """Which of `FORMS` queries `[B,L,H,D]` get; `plain`: no bias."""
     rows, queries, heads, size = shape
-    platform, kind = _device()
+    platform, kind = target.device()
     if platform == "cpu":
         few = rows * queries * keys * heads <= _CPU_SCORES_AT_ONCE
-        return "whole" if few else "by head"
+        if few:
+            return "whole"
+        even = rows % target.parts()[0] == 0 and blockwise.block(queries) > 0
+        return "blockwise" if plain and even else "by head"
     if platform == "tpu" and plain and queries >= _TPU_QUERIES and keys >= _TPU_KEYS:
-        even = rows % _parts()[0] == 0 and queries % _LANES == 0
+        even = rows % target.parts()[0] == 0 and queries % _LANES == 0
         return "pallas" if even and size <= 256 else "xla"
     # Turing and before have no such kernel; head sizes are those of the oldest that do.
     if "NVIDIA" in kind and plain and jnp.dtype(dtype).itemsize == 2 and _since_ampere():
         return "cudnn" if size % 8 == 0 and size <= 128 else "xla"
     return "xla"
-
-
-def _device() -> tuple[str, str]:
-    """Platform and kind of the devices that the program is traced for."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is not None:
-        return device.platform, device.device_kind
-    return jax.default_backend(), jax.devices()[0].device_kind
-
-
-def _parts() -> tuple[int, int]:
-    """How many devices share rows, and how many heads, in the mesh in context."""
-    sizes = jax.sharding.get_abstract_mesh().axis_sizes
-    return (math.prod(sizes[:-1]), sizes[-1]) if sizes else (1, 1)
 
 
 def _since_ampere() -> bool:
@@ -81,12 +71,12 @@ def _whole(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Ar
 
 
 def _by_head(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
-    """One head after the other, their scores computed again in the backward pass.
+    """One head after the other, their scores computed again in the backward pass: with a bias.
 
     Where devices share the heads, one of each device.
     """
     heads = q.shape[2]
-    parts = _parts()[1] if heads % _parts()[1] == 0 else 1
+    parts = target.parts()[1] if heads % target.parts()[1] == 0 else 1
 
     def some(args: tuple[Array, Array, Array, Array | None]) -> Array:
         return _whole(*args, scale)
@@ -111,18 +101,26 @@ def _cudnn(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Ar
 
 
 def _pallas(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
-    """The kernel on each device's own rows and heads, none of which needs another's.
-
-    XLA cannot split it. The last axis of the mesh shares heads, the others rows.
-    """
     assert bias is None
+    return _on_each(functools.partial(flash, scale=scale), q, k, v)
+
+
+def _blockwise(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
+    assert bias is None
+    return _on_each(functools.partial(blockwise.attend, scale=scale), q, k, v)
+
+
+def _on_each(form: Callable[..., Array], q: Array, k: Array, v: Array) -> Array:
+    """A form on each device's own rows and heads, none of which needs another's.
+
+    XLA cannot split kernels and loops. The last axis of the mesh shares heads, the others rows.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    kernel = functools.partial(flash, scale=scale)
     if mesh.size <= 1:
-        return kernel(q, k, v)
+        return form(q, k, v)
     *rows, last = mesh.axis_names
-    own = P(tuple(rows), None, last if q.shape[2] % _parts()[1] == 0 else None)
-    return jax.shard_map(kernel, in_specs=(own,) * 3, out_specs=own, check_vma=False)(q, k, v)
+    own = P(tuple(rows), None, last if q.shape[2] % target.parts()[1] == 0 else None)
+    return jax.shard_map(form, in_specs=(own,) * 3, out_specs=own, check_vma=False)(q, k, v)
 
 
 def flash(q: Array, k: Array, v: Array, *, scale: float) -> Array:
@@ -167,4 +165,11 @@ def _block(length: int) -> int:
     return next(size for size in range(_BLOCK, 0, -_LANES) if length % size == 0)
 
 
-FORMS = {"whole": _whole, "by head": _by_head, "xla": _xla, "cudnn": _cudnn, "pallas": _pallas}
+FORMS = {
+    "whole": _whole,
+    "by head": _by_head,
+    "blockwise": _blockwise,
+    "xla": _xla,
+    "cudnn": _cudnn,
+    "pallas": _pallas,
+}

@@ -23,9 +23,12 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from dreambooth_jax import tree
+from dreambooth_jax.models import target
 from dreambooth_jax.models.attention import attention as attention
 
 Array = jax.Array
+
+_CPU_POSITIONS = 64  # of an image up to which a convolution is a product on CPU: `bench/cpu.py`
 
 
 def param(*shape: int) -> nnx.Param:
@@ -169,14 +172,35 @@ class Conv(nnx.Module):
         self.padding = ((width - 1) // 2,) * 2 if padding is None else padding
 
     def __call__(self, x: Array) -> Array:
-        y = jax.lax.conv_general_dilated(
-            x,
-            self.kernel[...].astype(x.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=[self.padding] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        kernel = self.kernel[...].astype(x.dtype)
+        keeps = self.stride == 1 and sum(self.padding) == len(kernel) - 1
+        if keeps and len(kernel) > 1 and _few_positions_on_cpu(x):
+            y = _as_product(x, kernel, self.padding)
+        else:
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=[self.padding] * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
         return y if self.bias is None else y + _per_channel(self.bias[...], y)
+
+
+def _few_positions_on_cpu(x: Array) -> bool:
+    """Where XLA's gradients of a convolution take a CPU up to four times as long as a product."""
+    alone = target.device()[0] == "cpu" and target.parts() == (1, 1)
+    return alone and x.shape[1] * x.shape[2] <= _CPU_POSITIONS
+
+
+def _as_product(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
+    """The same convolution, of stride 1, as one product of all neighbourhoods with the kernel."""
+    _, height, width, channels = x.shape
+    padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+    side = range(len(kernel))
+    near = [padded[:, i : i + height, j : j + width] for i in side for j in side]
+    flat = kernel.reshape(len(kernel) ** 2 * channels, -1)
+    return jnp.concatenate(near, axis=-1) @ flat
 
 
 class Embedding(nnx.Module):
