@@ -12,10 +12,11 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dreambooth_jax import sharding
-from dreambooth_jax.models import attention
+from dreambooth_jax.models import attention, blockwise
 
 LATENT = (2, 4096, 8, 40)  # the queries of Stable Diffusion at 64²
 TPU = ("tpu", "TPU v5 lite", 1)
+CPU = ("cpu", "cpu", 1)
 HOPPER = ("gpu", "NVIDIA H100 80GB HBM3", 132)
 
 
@@ -40,8 +41,9 @@ def asked_on(platform, kind, cores, *args, data=1, tensor=1, **kwargs):
         (HOPPER, LATENT, 4096, "cudnn"),
         (HOPPER, (2, 4096, 1, 512), 4096, "xla"),
         (("gpu", "AMD Instinct MI300X", 304), LATENT, 4096, "xla"),
-        (("cpu", "cpu", 1), LATENT, 4096, "by head"),
-        (("cpu", "cpu", 1), (2, 64, 8, 40), 64, "whole"),
+        (CPU, LATENT, 4096, "blockwise"),
+        (CPU, (2, 4099, 8, 40), 4099, "by head"),  # queries that no block divides
+        (CPU, (2, 64, 8, 40), 64, "whole"),
     ],
 )
 def test_the_device_in_context_chooses(device, shape, keys, form, monkeypatch):
@@ -55,19 +57,26 @@ def test_a_bias_rows_that_do_not_divide_and_old_or_wide_numbers_are_for_xla(monk
     assert asked_on(*TPU, LATENT, 4096, jnp.bfloat16, plain=True, data=4) == "xla"
     assert asked_on(*TPU, LATENT, 4096, jnp.bfloat16, plain=True, data=2, tensor=4) == "pallas"
     assert asked_on(*HOPPER, LATENT, 4096, jnp.float32, plain=True) == "xla"
+    assert asked_on(*CPU, LATENT, 4096, jnp.float32, plain=False) == "by head"
+    assert asked_on(*CPU, LATENT, 4096, jnp.float32, plain=True, data=4) == "by head"
     monkeypatch.setattr(attention, "_since_ampere", lambda: False)
     assert asked_on(*HOPPER, LATENT, 4096, jnp.bfloat16, plain=True) == "xla"
 
 
 @pytest.mark.parametrize(
-    ("keys", "split"),
+    ("form", "keys", "split"),
     [
-        (128, {}),  # whole blocks
-        (150, {"data": 2}),  # the last one filled up, rows on two devices
-        (128, {"data": 2, "tensor": 2}),  # and heads
+        ("pallas", 128, {}),  # whole blocks
+        ("pallas", 150, {"data": 2}),  # the last one filled up, rows on two devices
+        ("pallas", 128, {"data": 2, "tensor": 2}),  # and heads
+        ("blockwise", 150, {}),
+        ("blockwise", 128, {"data": 2, "tensor": 2}),
     ],
 )
-def test_the_kernel_and_its_gradients_are_those_of_plain_softmax(keys, split, rng):
+def test_parts_at_a_time_and_their_gradients_are_those_of_plain_softmax(
+    form, keys, split, rng, monkeypatch
+):
+    monkeypatch.setattr(blockwise, "_QUERIES", 64)  # two blocks
     q = jnp.asarray(rng.normal(size=(2, 128, 2, 40)), jnp.float32)
     k, v = (jnp.asarray(rng.normal(size=(2, keys, 2, 40)), jnp.float32) for _ in range(2))
     pull = jnp.asarray(rng.normal(size=q.shape), jnp.float32)
@@ -79,7 +88,7 @@ def test_the_kernel_and_its_gradients_are_those_of_plain_softmax(keys, split, rn
     def run(form):
         return jax.jit(jax.value_and_grad(partial(total, form), argnums=(0, 1, 2), has_aux=True))
 
-    kernel = run(attention.FORMS["pallas"])
+    kernel = run(attention.FORMS[form])
     if split:
         devices = jax.devices()[: np.prod([*split.values()])]
         mesh = sharding.make_mesh(**split, devices=devices)

@@ -106,3 +106,24 @@ def test_gradients_of_one_head_at_a_time_are_those_of_the_whole(rng, monkeypatch
     for a, b in zip(whole, gradients(), strict=True):
         assert np.abs(a).max() > 1e-2
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [8, 9])  # on CPU a product, and XLA's own convolution
+@pytest.mark.parametrize("padding", [(1, 1), (0, 2)])
+def test_a_convolution_and_its_slopes_are_sums_over_neighbours(side, padding, rng):
+    x, kernel = rng.normal(size=(2, side, side, 3)), rng.normal(size=(3, 3, 3, 4))
+    pull = rng.normal(size=(2, side, side, 4))  # d loss / d output
+    padded = np.pad(x, ((0, 0), padding, padding, (0, 0)))
+    near = {(i, j): padded[:, i : i + side, j : j + side] for i in range(3) for j in range(3)}
+    expected = sum(x @ kernel[place] for place, x in near.items())
+    slope = np.stack([np.einsum("bhwi,bhwo->io", x, pull) for x in near.values()])
+
+    network = layers.take_apart(layers.Conv(3, 4, padding=padding, bias=False))
+
+    def call(kernel):
+        answer = network.bind({"kernel": kernel})(jnp.asarray(x, jnp.float32))
+        return (answer * pull).sum(), answer
+
+    (_, found), slopes = jax.value_and_grad(call, has_aux=True)(jnp.asarray(kernel, jnp.float32))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(slopes.reshape(9, 3, 4), slope, atol=1e-3)

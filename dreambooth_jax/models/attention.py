@@ -1,7 +1,7 @@
 """Softmax attention, in the form that suits the device for which a program is traced.
 
-On TPUs (`target.device`) it is a Pallas kernel where scores are many, on NVIDIA's GPUs cuDNN's, on CPU some queries of a head at a time, else what
-XLA makes.
+On TPUs (`target.device`) it is a Pallas kernel where scores are many, on NVIDIA's GPUs cuDNN's, on
+CPU some queries of a head at a time, else what XLA makes.
 """
 
 import functools

@@ -1,9 +1,9 @@
 """Softmax attention for processors with caches: some queries of one head of one row at a time.
 
-A block's scores stay in a core's cache, and the backward pass computes them again from the logarithm
-of their sum (Dao et al. 2022, https://arxiv.org/abs/2205.14135, whose names the code has; here all
-keys at once, so nothing is rescaled). Every product is written so that no large matrix is turned:
-turning the scores takes a CPU longer than multiplying by them. `python bench/cpu.py --attention`.
+A block's scores stay in a core's cache, and the backward pass computes them again from the
+logarithm of their sum (Dao et al. 2022, https://arxiv.org/abs/2205.14135, whose names the code has;
+here all keys at once, so nothing is rescaled). Every product is written so that no large matrix is
+turned: turning the scores takes a CPU longer than multiplying by them.
 """
 
 import functools
@@ -24,7 +24,7 @@ def block(queries: int) -> int:
 
 
 def attend(q: Array, k: Array, v: Array, *, scale: float) -> Array:
-    """q `[B,L,H,D]`, k `[B,S,H,D]`, v `[B,S,H,E]` -> `[B,L,H,E]`; L has to have a `block`."""
+    """Q `[B,L,H,D]`, k `[B,S,H,D]`, v `[B,S,H,E]` -> `[B,L,H,E]`; L has to have a `block`."""
     rows, heads = q.shape[0], q.shape[2]
     # [B·H, tokens, width]
     given = (jnp.moveaxis(x, 2, 1).reshape(rows * heads, *x.shape[1::2]) for x in (q, k, v))
@@ -61,9 +61,10 @@ def _forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, tuple[A
 
 
 def _backward(scale: float, kept: tuple[Array, ...], do: Array) -> tuple[Array, Array, Array]:
-    """From do `[N,L,E]`: with p = exp(scale·qkᵀ - lse) and ds = p·(do·vᵀ - Σ do·o),
+    """The gradients for q, k and v from that for the answer, do `[N,L,E]`.
 
-    dv = pᵀdo, dq = scale·ds·k, dk = scale·dsᵀq. Those with pᵀ and dsᵀ are computed turned.
+    p = exp(scale·qkᵀ - lse), ds = p·(do·vᵀ - Σ do·o); dv = pᵀdo, dq = scale·ds·k, dk = scale·dsᵀq.
+    Those with pᵀ and dsᵀ are computed turned.
     """
     size = block(do.shape[1])
     q, k, v, o, lse = kept
