@@ -292,7 +292,7 @@ def test_the_network_computes_in_the_dtype_of_the_image(tiny, text_dtype):
     def forward(params, x, text):
         return network.bind(params)(x, jnp.zeros(1), text)
 
-    x, text = jnp.zeros((1, 8, 8, 3), jnp.bfloat16), jnp.zeros((1, 5, 24), text_dtype)
+    x, text = jnp.zeros((1, 32, 32, 3), jnp.bfloat16), jnp.zeros((1, 5, 24), text_dtype)
     jaxpr = str(jax.make_jaxpr(forward)(params, x, text))
     assert jax.eval_shape(forward, params, x, text).dtype == jnp.bfloat16
     convolutions = [line for line in jaxpr.splitlines() if "conv_general_dilated[" in line]
@@ -317,7 +317,7 @@ def test_recomputing_activations_changes_neither_output_nor_gradients(rng):
         path: (0.2 * rng.normal(size=leaf.shape)).astype(np.float32)
         for path, leaf in network.abstract.items()
     }
-    x = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
+    x = rng.normal(size=(2, 12, 12, 3)).astype(np.float32)
     text = rng.normal(size=(2, 5, 24)).astype(np.float32)
     t = jnp.array([3, 900])
 

@@ -26,10 +26,12 @@ from dreambooth_jax.experiment import budget, setup, shapes
 ROOT = Path(__file__).resolve().parent.parent
 SD, SDXL, IF = "stable_diffusion.py:sd15", "sdxl.py", "deepfloyd_if.py"
 EIGHT, BF16 = "optim.name=adamw8bit", "optim.name=adamw_bf16"
-BLOCKS, LORA = "train.remat=blocks", "adapt.name=lora"
+DOTS, BLOCKS, LORA = "train.remat=dots", "train.remat=blocks", "adapt.name=lora"
 # Name -> configuration, architecture, slice, what differs. Rows are of all devices together.
 ROWS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "sd15 full, 2 rows": (SD, "sd15", "v5e:1x1", ()),
+    "sd15 full, dots, 2 rows": (SD, "sd15", "v5e:1x1", (DOTS,)),
+    "sd15 full, dots, bf16 moments, 2 rows": (SD, "sd15", "v5e:1x1", (DOTS, BF16)),
     "sd15 full, bf16 moments, 2 rows": (SD, "sd15", "v5e:1x1", (BF16,)),
     "sd15 full, 8-bit, 2 rows": (SD, "sd15", "v5e:1x1", (EIGHT,)),
     "sd15 full, 8-bit, remat, 8 rows": (

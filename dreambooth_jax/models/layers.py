@@ -225,29 +225,38 @@ class GroupNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
-        # Sums per channel first, then groups: 2-3 times faster on CPU than reshaping x to groups.
-        # Around a value of the channel itself, so that E[x²] - E[x]² does not cancel when a channel
-        # is nearly constant.
-        x32 = x.astype(jnp.float32)
-        positions = tuple(range(1, x.ndim - 1))
-        first = jax.lax.stop_gradient(x32[(slice(None), *(slice(0, 1) for _ in positions))])
-        around = x32 - first
-        offset = jnp.mean(around, positions)
-        spread_c = jnp.maximum(jnp.mean(around * around, positions) - offset * offset, 0.0)
-        mean_c = first.reshape(offset.shape) + offset
+        how = functools.partial(_group_norm, groups=self.groups, eps=self.eps)
+        # Computed again in the backward pass from x of 16 bits: else XLA writes what has 32.
+        how = jax.checkpoint(how) if x.dtype.itemsize < 4 else how
+        return how(x, self.scale[...], self.bias[...])
 
-        def of_group(values: Array) -> Array:
-            """The mean over each group's channels, given back to all of them: `[B, C]`."""
-            grouped = values.reshape(values.shape[0], self.groups, -1)
-            means = jnp.broadcast_to(grouped.mean(2, keepdims=True), grouped.shape)
-            return means.reshape(values.shape)
 
-        mean = of_group(mean_c)
-        unit = jax.lax.rsqrt(of_group(spread_c + jnp.square(mean_c - mean)) + self.eps)
-        factor = _per_channel(self.scale[...], unit) * unit
-        shift = _per_channel(self.bias[...], mean) - mean * factor
-        spread = (slice(None), *(None for _ in positions), slice(None))
-        return (x32 * factor[spread] + shift[spread]).astype(x.dtype)
+def _group_norm(x: Array, scale: Array, bias: Array, *, groups: int, eps: float) -> Array:
+    # Sums per channel first, then groups: 2-3 times faster on CPU than reshaping x to groups.
+    # Around a value of the channel itself, so that E[x²] - E[x]² does not cancel when a channel is
+    # nearly constant. Where x has 16 bits rounding took more than that would, and the sums can be
+    # made while x is. By both a ResnetBlock moves a third fewer bytes on TPU: docs/tpu.md.
+    x32 = x.astype(jnp.float32)
+    positions = tuple(range(1, x.ndim - 1))
+    first = jax.lax.stop_gradient(x32[(slice(None), *(slice(0, 1) for _ in positions))])
+    first = jnp.zeros_like(first) if x.dtype.itemsize < 4 else first
+    around = x32 - first
+    offset = jnp.mean(around, positions)
+    spread_c = jnp.maximum(jnp.mean(around * around, positions) - offset * offset, 0.0)
+    mean_c = first.reshape(offset.shape) + offset
+
+    def of_group(values: Array) -> Array:
+        """The mean over each group's channels, given back to all of them: `[B, C]`."""
+        grouped = values.reshape(values.shape[0], groups, -1)
+        means = jnp.broadcast_to(grouped.mean(2, keepdims=True), grouped.shape)
+        return means.reshape(values.shape)
+
+    mean = of_group(mean_c)
+    unit = jax.lax.rsqrt(of_group(spread_c + jnp.square(mean_c - mean)) + eps)
+    factor = _per_channel(scale, unit) * unit
+    shift = _per_channel(bias, mean) - mean * factor
+    spread = (slice(None), *(None for _ in positions), slice(None))
+    return (x32 * factor[spread] + shift[spread]).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
