@@ -225,10 +225,10 @@ class GroupNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
-        how = functools.partial(_group_norm, groups=self.groups, eps=self.eps)
+        plainly = functools.partial(_group_norm, groups=self.groups, eps=self.eps)
         # Computed again in the backward pass from x of 16 bits: else XLA writes what has 32.
-        how = jax.checkpoint(how) if x.dtype.itemsize < 4 else how
-        return how(x, self.scale[...], self.bias[...])
+        norm = jax.checkpoint(plainly) if x.dtype.itemsize < 4 else plainly
+        return norm(x, self.scale[...], self.bias[...])
 
 
 def _group_norm(x: Array, scale: Array, bias: Array, *, groups: int, eps: float) -> Array:
