@@ -31,11 +31,11 @@ _OVER = re.compile(
 _UNITS = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 
-def topology(name: str) -> list[Any]:
-    """The devices of a TPU slice, `v5e:2x2`, to build a mesh of; nothing can run on them.
+def topology(name: str, *, num_slices: int = 1) -> list[Any]:
+    """The devices of TPU slices, `v5e:2x2`, to build a mesh of; nothing can run on them.
 
-    Its name is the generation and the chips along each side: two for v5e and v6e, three for v4,
-    v5p and tpu7x.
+    The name is the generation and the chips along each side: two for v5e and v6e, three for v4,
+    v5p and tpu7x. Several slices are all alike; their devices tell which they are on.
 
     Raises:
       ValueError: libtpu is not installed, or knows no such slice.
@@ -57,6 +57,8 @@ def topology(name: str) -> list[Any]:
         options["chip_config_name"] = "megacore"  # one device per chip, as on Cloud TPU
     if sides and set(sides) <= set("1x"):  # a single chip, not a host's usual four
         options["chips_per_host_bounds"] = [1, 1, 1]
+    if num_slices > 1:
+        options["num_slices"] = num_slices
     try:
         return list(topologies.get_topology_desc(name, "tpu", **options).devices)
     except Exception as error:  # whatever the plugin of the TPU raises

@@ -83,8 +83,8 @@ def _networks(devices: Sequence[Any]) -> tuple[int, str]:
     """
     found = collections.Counter(map(_network, devices))
     word = next(iter(found))[1]
-    if set(found.values()) == {1}:  # a process for each device: that says nothing of networks
-        return 1, word
+    if word == "processes" and set(found.values()) == {1}:
+        return 1, word  # a process for each device: that says nothing of networks
     if len(set(found.values())) > 1:
         told = ", ".join(str(size) for size in found.values())
         raise ValueError(

@@ -39,7 +39,7 @@ def without_weights(stages, tmp_path):
 
 @pytest.fixture
 def two_devices(monkeypatch):
-    monkeypatch.setattr(precompile, "topology", lambda name: jax.devices()[:2])
+    monkeypatch.setattr(precompile, "topology", lambda name, num_slices: jax.devices()[:2])
 
 
 def unet_bytes(folder, kind):

@@ -39,6 +39,29 @@ def test_a_slice_that_does_not_exist_is_refused_with_examples():
         precompile.topology("v5e:3x5")
 
 
+@pytest.mark.parametrize(
+    ("name", "each"),
+    [("v5e:2x2", 4), ("v5e:4x4", 16), ("v5e:1x1", 1), ("v4:2x2x1", 4), ("tpu7x:2x2x1", 8)],
+)
+def test_several_slices_are_as_many_of_one_and_devices_tell_which_they_are_on(name, each):
+    devices = precompile.topology(name, num_slices=3)
+    assert sorted(device.slice_index for device in devices) == sorted([0, 1, 2] * each)
+    mesh = sharding.make_mesh(data=3, fsdp=each, devices=devices)
+    assert sharding.describe(mesh) == f"data 3, fsdp {each}, tensor 1; 3 slices along data"
+
+
+def test_a_sum_over_several_slices_has_the_sizes_of_its_shapes():
+    devices = precompile.topology("v5e:2x2", num_slices=2)
+    mesh = sharding.make_mesh(data=2, fsdp=4, devices=devices)
+    x = jax.ShapeDtypeStruct((1024, 512), jnp.float32, sharding=sharding.rows(mesh))
+    square = jax.jit(lambda x: x.T @ x, out_shardings=sharding.replicated(mesh))
+    found = precompile.forecast("xᵀx", square, x, devices=devices)
+    assert (found.fits, found.device, found.devices) == (True, "v5e", 8)
+    assert found.arguments == 1024 * 512 // 8 * 4
+    assert found.outputs == 512 * 512 * 4
+    assert found.operations == 2 * 1024 * 512 * 512 / 8
+
+
 @pytest.fixture(scope="module")
 def mesh():
     return sharding.make_mesh(devices=precompile.topology("v5e:2x2"))

@@ -212,6 +212,7 @@ def base_config() -> ConfigDict:
     c.compile.cache_dir = ""  # compiled programs; "" is the user's cache folder, "off" is none
     c.precompile = ConfigDict()  # --mode=precompile: what programs would take on a TPU
     c.precompile.topology = "v5e:2x2"  # generation and chips a side: v6e:4x4, v4:2x2x1, v5p:2x2x2
+    c.precompile.num_slices = 1  # of these chips, with a slower network between them
     c.precompile.programs = ("sample", "train")  # drawing class images, the train step
     c.export = ConfigDict()
     c.export.dtype = "float16"  # of the exported weights: "float16", "bfloat16", "float32"
@@ -277,6 +278,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "evaluate.batch_size",
         "evaluate.resamples",
         "log.profile_steps",
+        "precompile.num_slices",
     ),
     "[0, inf)": (
         "prior_loss_weight",

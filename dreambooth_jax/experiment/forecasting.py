@@ -24,7 +24,9 @@ class DoesNotFit(ValueError):
 
 
 def forecast(config: ConfigDict, folder: Path) -> Path:
-    """Compiles `precompile.programs` of every stage for `precompile.topology`; nothing runs.
+    """Compiles `precompile.programs` of every stage for TPU slices; nothing runs.
+
+    Those of `precompile.topology`, `precompile.num_slices` of them.
 
     Needs the model's configuration files alone: no weights, no photos, no TPU. A table goes to the
     log, and to `precompile.json` in `folder`, which is returned.
@@ -34,24 +36,21 @@ def forecast(config: ConfigDict, folder: Path) -> Path:
       ValueError, OSError: what was found, expected, and what to do.
     """
     jax.config.update("jax_platforms", "cpu")  # nothing is to run, whatever is in this computer
-    devices = precompile.topology(config.precompile.topology)
+    c = config.precompile
+    devices = precompile.topology(c.topology, num_slices=c.num_slices)
+    target = c.topology if c.num_slices == 1 else f"{c.num_slices} slices of {c.topology}"
     mesh = setup.make_mesh(config, devices)
     stages = setup.open_stages(config, shapes_only=True)
     for kind, stage in stages.items():
         setup.tell_places(config, kind, stage, mesh)
     found: list[precompile.Forecast] = []
-    for what in config.precompile.programs:
+    for what in c.programs:
         for kind in stages if what == "sample" else config.stages:
-            logging.info("Compiling %s, %s, for %s.", kind, what, config.precompile.topology)
+            logging.info("Compiling %s, %s, for %s.", kind, what, target)
             name, jitted, args = PROGRAMS[what](config, kind, stages, mesh)
             beside = _beside(config, what, stages[kind], mesh)
             found.append(precompile.forecast(name, jitted, *args, devices=devices, beside=beside))
-    logging.info(
-        "%s, mesh %s:\n%s",
-        config.precompile.topology,
-        sharding.describe(mesh),
-        precompile.as_table(found),
-    )
+    logging.info("%s, mesh %s:\n%s", target, sharding.describe(mesh), precompile.as_table(found))
     file = folder / "precompile.json"
     files.write_text(file, json.dumps([dataclasses.asdict(f) for f in found], indent=1) + "\n")
     over = [f for f in found if not f.fits]
@@ -61,7 +60,7 @@ def forecast(config: ConfigDict, folder: Path) -> Path:
             for f in over
         )
         raise DoesNotFit(
-            f"{config.precompile.topology}: {told} on each device. Less memory: mesh.fsdp, "
+            f"{target}: {told} on each device. Less memory: mesh.fsdp, "
             "train.remat, train.accumulate, optim.name=adamw_bf16 or adamw8bit, "
             "adapt.name=lora, dtype=bfloat16; for drawing a smaller prior.batch_size."
         )
