@@ -279,8 +279,16 @@ def fetch(array: jax.Array | np.ndarray) -> np.ndarray:
     if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     assert isinstance(array.sharding, NamedSharding)  # the only kind that this project makes
-    whole = NamedSharding(array.sharding.mesh, P())
-    return np.asarray(jax.jit(lambda x: x, out_shardings=whole)(array))
+    return np.asarray(_gather(array.sharding.mesh)(array))
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """What brings an array to all devices; kept, else each leaf of a model would compile its own.
+
+    Leaves of one shape and sharding share a program.
+    """
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
 
 
 def left_whole(

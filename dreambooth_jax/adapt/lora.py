@@ -57,7 +57,7 @@ def init(
         trainable[f"{path}/{DOWN}"] = drawn.astype(np.float32)
         trainable[f"{path}/{UP}"] = np.zeros((r, fan_out), np.float32)
         if dora:
-            trainable[f"{path}/{LENGTH}"] = tree.host(_lengths(jnp.asarray(leaf)))
+            trainable[f"{path}/{LENGTH}"] = _lengths(jnp.asarray(leaf))
     if not trainable:
         raise ValueError(
             f"adapt.targets = {targets!r} and adapt.train = {tuple(rules)} choose no kernel: "
