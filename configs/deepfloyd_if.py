@@ -27,6 +27,7 @@ def get_config(arg: str = "") -> config.ConfigDict:
     c.sample.batch_size = 8
     c.train.num_steps = 150
     c.train.batch_size = 4
+    c.train.remat = "dots"  # less memory, and fewer bytes to move than "none": docs/tpu.md
     c.optim.learning_rate = 1e-7
     c.upscaler.num_steps = 2000
     c.upscaler.batch_size = 12

@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> config.ConfigDict:
     c.sample.batch_size = 4
     c.train.num_steps = 500
     c.train.batch_size = 2  # one photo and one class image
+    c.train.remat = "dots"  # less memory, and fewer bytes to move than "none": docs/tpu.md
     c.optim.learning_rate = 2e-6
     c.sampler.name = "ddim"
     c.sampler.num_steps = 50

@@ -36,6 +36,7 @@ def get_config(arg: str = "") -> config.ConfigDict:
     c.sample.batch_size = 8
     c.train.num_steps = 800
     c.train.batch_size = 2  # one photo and one class image
+    c.train.remat = "dots"  # less memory, and fewer bytes to move than "none": docs/tpu.md
     c.train.text_encoder = name.endswith("_text")
     c.optim.learning_rate = 2e-6 if c.train.text_encoder else 5e-6
     if c.train.text_encoder:

@@ -26,15 +26,14 @@ from dreambooth_jax.experiment import budget, setup, shapes
 ROOT = Path(__file__).resolve().parent.parent
 SD, SDXL, IF = "stable_diffusion.py:sd15", "sdxl.py", "deepfloyd_if.py"
 EIGHT, BF16 = "optim.name=adamw8bit", "optim.name=adamw_bf16"
-DOTS, BLOCKS, LORA = "train.remat=dots", "train.remat=blocks", "adapt.name=lora"
+NONE, BLOCKS, LORA = "train.remat=none", "train.remat=blocks", "adapt.name=lora"
 # Name -> configuration, architecture, slice, what differs. Rows are of all devices together.
 ROWS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "sd15 full, 2 rows": (SD, "sd15", "v5e:1x1", ()),
-    "sd15 full, dots, 2 rows": (SD, "sd15", "v5e:1x1", (DOTS,)),
-    "sd15 full, dots, bf16 moments, 2 rows": (SD, "sd15", "v5e:1x1", (DOTS, BF16)),
+    "sd15 full, remat none, 2 rows": (SD, "sd15", "v5e:1x1", (NONE,)),
     "sd15 full, bf16 moments, 2 rows": (SD, "sd15", "v5e:1x1", (BF16,)),
     "sd15 full, 8-bit, 2 rows": (SD, "sd15", "v5e:1x1", (EIGHT,)),
-    "sd15 full, 8-bit, remat, 8 rows": (
+    "sd15 full, 8-bit, remat blocks, 8 rows": (
         SD,
         "sd15",
         "v5e:1x1",
@@ -45,6 +44,9 @@ ROWS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "sd15 full, 2 rows, v4": (SD, "sd15", "v4:1x1x1", ()),
     "sd15 full, 2 rows, v5p": (SD, "sd15", "v5p:1x1x1", ()),
     "sd15 full, 2 rows, v6e": (SD, "sd15", "v6e:1x1", ()),
+    "sd15 LoRA, 2 rows, v4": (SD, "sd15", "v4:1x1x1", (LORA,)),
+    "sd15 LoRA, 2 rows, v5p": (SD, "sd15", "v5p:1x1x1", (LORA,)),
+    "sd15 LoRA, 2 rows, v6e": (SD, "sd15", "v6e:1x1", (LORA,)),
     "sdxl LoRA, 2 rows": (SDXL, "sdxl", "v5e:1x1", (LORA, BLOCKS)),
     "sdxl full, fsdp 4, 4 rows": (
         SDXL,
