@@ -235,7 +235,7 @@ def _group_norm(x: Array, scale: Array, bias: Array, *, groups: int, eps: float)
     # Sums per channel first, then groups: 2-3 times faster on CPU than reshaping x to groups.
     # Around a value of the channel itself, so that E[x²] - E[x]² does not cancel when a channel is
     # nearly constant. Where x has 16 bits rounding took more than that would, and the sums can be
-    # made while x is. By both a ResnetBlock moves a third fewer bytes on TPU: docs/tpu.md.
+    # made while x is: fewer bytes to move on TPU.
     x32 = x.astype(jnp.float32)
     positions = tuple(range(1, x.ndim - 1))
     first = jax.lax.stop_gradient(x32[(slice(None), *(slice(0, 1) for _ in positions))])
