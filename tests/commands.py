@@ -39,6 +39,7 @@ _SMALL = {
         "block_out_channels": [16],
         "down_block_types": ["SimpleCrossAttnDownBlock2D"],
         "up_block_types": ["SimpleCrossAttnUpBlock2D"],
+        "attention_head_dim": 8,  # two heads
     },
     "text_encoder": {"num_layers": 1},
 }

@@ -43,8 +43,8 @@ def changed_leaves(cascade, folder):
     return commands.different(before, after)
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_lora_changes_attention_alone_and_its_files_say_how(dora, cascade, tmp_path):
+@pytest.mark.parametrize(("dora", "tensor"), [(False, 1), (True, 2)])
+def test_lora_changes_attention_alone_and_its_files_say_how(dora, tensor, cascade, tmp_path):
     c = run(
         cascade,
         tmp_path,
@@ -53,6 +53,8 @@ def test_lora_changes_attention_alone_and_its_files_say_how(dora, cascade, tmp_p
         adapt__alpha=6.0,
         adapt__dora=dora,
         prior__kind="prediction",
+        mesh__data=1,
+        mesh__tensor=tensor,
     )
     names = changed_leaves(cascade, tmp_path)
     kinds = {name.rsplit(".", 2)[-2].removesuffix("_proj") for name in names}
@@ -84,6 +86,18 @@ def test_lora_changes_attention_alone_and_its_files_say_how(dora, cascade, tmp_p
     made = commands.here(experiment.sample, configs.of_run(str(tmp_path)), tmp_path)
     assert made.name.startswith("base-000004-")
     assert c.adapt.rank == 3
+    # One device exports the same, also from where each layer was on two.
+    if tensor > 1:
+        files = commands.contents(tmp_path / "export")
+        c = configs.of_run(str(tmp_path))
+        c.mesh.tensor = 1
+        again = commands.contents(commands.here(experiment.export, c, tmp_path))
+        assert again.keys() == files.keys()
+        assert all(files[name] == again[name] for name in files if ".safetensors" not in name)
+        whole = commands.weights(tmp_path / "export")
+        assert all(name.startswith("unet/") for name in commands.different(whole, after))
+        for name in names:
+            np.testing.assert_allclose(whole[name], after[name], atol=1e-6)
 
 
 def test_prior_by_prediction_with_full_fine_tuning(cascade, tmp_path):
