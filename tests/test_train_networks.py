@@ -1,6 +1,9 @@
 """The train step with real networks, of a single level: compiling is what takes the time here."""
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cascades
 import collectives
@@ -10,8 +13,9 @@ import numpy as np
 import pytest
 from toy_stage import batch, bits, optimizer, start
 
-from dreambooth_jax import pipeline, train, tree
+from dreambooth_jax import adapt, pipeline, train, tree
 from dreambooth_jax.checkpoint import Checkpoints
+from dreambooth_jax.optim import moments
 
 ONE_LEVEL = {
     "block_out_channels": [16],
@@ -22,6 +26,18 @@ ONE_LEVEL = {
 CHOSEN = (("unet/(conv_in|time_embedding)/.*", False), ("unet/.*", True), (".*", False))
 TABLE = np.random.default_rng(2).normal(size=(2, 5, 32)).astype(np.float32)
 LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "tensor": (2, 2, 2)}
+# Of first and second layers of pairs.
+LORA = adapt.make(
+    SimpleNamespace(
+        name="lora",
+        rank=8,
+        alpha=None,
+        targets=r"unet/mid_block/.*/(to_[qkv]|to_out/0|add_[kv]_proj|conv[12])/kernel",
+        dora=False,
+        then="full",
+    ),
+    seed=0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,32 +63,52 @@ class Run:
     losses: np.ndarray
     at_six: list[tuple[str, bytes]]
 
+    def go_on(self, state: train.TrainState, steps: range) -> tuple[train.TrainState, list[float]]:
+        """The state after `steps`, each with a batch of its own, and their losses."""
+        losses = []
+        for step in steps:
+            given = self.program.put_batch(batch(5, 3, seed=step, size=8))
+            state, metrics = self.program.step(state, self.frozen, given)
+            losses.append(float(metrics["loss"]))
+        return state, losses
+
+
+def trained(
+    stage: pipeline.Stage,
+    layout: str,
+    recipe: train.Recipe,
+    settings: SimpleNamespace,
+    *,
+    steps: int,
+    **how: Any,
+) -> Run:
+    """A run of `steps` in a layout, on a UNet whose chosen leaves are trained."""
+    program, state, frozen = start(
+        recipe,
+        settings,
+        stage=stage,
+        flat=unet_alone(stage),
+        rules=CHOSEN,
+        mesh=LAYOUTS[layout],
+        table=TABLE,
+        min_bytes=1024,
+        **how,
+    )
+    run = Run(program, frozen, state, np.zeros(0), [])
+    state, first = run.go_on(state, range(6))
+    at_six = bits(state)
+    state, others = run.go_on(state, range(6, steps))
+    return dataclasses.replace(run, state=state, losses=np.array(first + others), at_six=at_six)
+
 
 @pytest.fixture(scope="module")
 def runs(stages) -> dict[str, Run]:
     """Twenty steps of the base stage, each with another batch, in all layouts."""
-    done = {}
-    flat = unet_alone(stages["base"])
-    for layout, mesh in LAYOUTS.items():
-        program, state, frozen = start(
-            train.Recipe(seed=0, prior_loss_weight=0.5, ema_decay=0.99),
-            optimizer(learning_rate=1e-3, grad_clip=1.0),
-            stage=stages["base"],
-            flat=flat,
-            rules=CHOSEN,
-            mesh=mesh,
-            table=TABLE,
-            min_bytes=1024,
-        )
-        losses, at_six = [], []
-        for step in range(20):
-            given = program.put_batch(batch(5, 3, seed=step, size=8))
-            state, metrics = program.step(state, frozen, given)
-            losses.append(float(metrics["loss"]))
-            if step == 5:
-                at_six = bits(state)
-        done[layout] = Run(program, frozen, state, np.array(losses), at_six)
-    return done
+    recipe = train.Recipe(seed=0, prior_loss_weight=0.5, ema_decay=0.99)
+    settings = optimizer(learning_rate=1e-3, grad_clip=1.0)
+    return {
+        layout: trained(stages["base"], layout, recipe, settings, steps=20) for layout in LAYOUTS
+    }
 
 
 def test_one_device_eight_devices_and_split_weights_give_the_same_losses_and_weights(runs, stages):
@@ -170,19 +206,66 @@ def test_chosen_leaves_train_and_the_others_stay_bit_for_bit(runs, stages):
 
 def test_a_resumed_run_with_split_weights_is_the_uninterrupted_one(runs, stages, tmp_path):
     run = runs["fsdp"]
+    state, _ = run.go_on(restored(tmp_path, run, run, stages["base"]), range(3, 6))
+    assert bits(state) == run.at_six
 
-    def go_on(state: train.TrainState, steps: range) -> train.TrainState:
-        for step in steps:
-            given = run.program.put_batch(batch(5, 3, seed=step, size=8))
-            state, _ = run.program.step(state, run.frozen, given)
-        return state
 
-    weights = unet_alone(stages["base"])
-    state = run.program.init({path: weights[path] for path in run.state.trainable})
-    with Checkpoints(tmp_path, config={}) as saved:
-        saved.save(3, go_on(state, range(3)))
-        state, _ = saved.restore(run.program.state)
-    assert bits(go_on(state, range(3, 6))) == run.at_six
+@pytest.fixture(scope="module")
+def factors(stages) -> dict[str, Run]:
+    """Six steps of the base stage's LoRA on one device and with split layers, all moments coded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moments, "SMALLEST", 1)
+        settings = optimizer("adamw8bit", learning_rate=1e-3)
+        recipe = train.Recipe(seed=0, prior_loss_weight=0.5)
+        return {
+            layout: trained(stages["base"], layout, recipe, settings, steps=6, adapter=LORA)
+            for layout in ("one", "tensor")
+        }
+
+
+def test_factors_and_coded_moments_are_split_with_their_layers(factors):
+    one, run = factors["one"], factors["tensor"]
+    np.testing.assert_allclose(run.losses, one.losses, rtol=1e-4)
+    first, second = 0, 0
+    for path, leaf in run.state.trainable.items():
+        codes = [part[path].code for part in adam_moments(run.state)]
+        assert {code.dtype for code in codes} == {jnp.dtype("int8"), jnp.dtype("uint8")}
+        cut = {
+            tuple(np.floor_divide(x.shape, x.addressable_shards[0].data.shape))
+            for x in (leaf, *codes)
+        }
+        assert len(cut) == 1, path  # leaf and codes alike
+        (parts,) = cut
+        *_, layer, kind = path.replace("to_out/0", "to_out").replace("/kernel", "").split("/")
+        if layer in ("to_out", "conv2"):
+            assert kind != "lora_down" or parts[-2] == 2, path
+            second += kind == "lora_down"
+        else:
+            assert kind != "lora_up" or parts[-1] == 2, path
+            first += kind == "lora_up"
+    assert (first, second) == (2 + 5, 2 + 1)  # of two residual blocks and an attention
+
+
+def test_what_is_saved_of_split_layers_goes_on_in_another_layout(runs, factors, stages, tmp_path):
+    for some, adapter, layout in ((runs, adapt.FULL, "fsdp"), (factors, LORA, "one")):
+        folder = tmp_path / layout
+        state = restored(folder, some["tensor"], some[layout], stages["base"], adapter)
+        _, losses = some[layout].go_on(state, range(3, 6))
+        np.testing.assert_allclose(losses, some["one"].losses[3:6], rtol=1e-4)
+
+
+def restored(
+    folder: Path, first: Run, then: Run, stage: pipeline.Stage, adapter: adapt.Adapter = adapt.FULL
+) -> train.TrainState:
+    """The state after three steps in one layout, saved, and restored into that of another run."""
+    trainable, _ = adapter.init(unet_alone(stage), CHOSEN)
+    state, _ = first.go_on(first.program.init(trainable), range(3))
+    with Checkpoints(folder, config={}) as saved:
+        saved.save(3, state)
+        found = saved.restore(then.program.state)
+    assert found is not None
+    assert bits(found[0]) == bits(state)
+    return found[0]
 
 
 def test_an_upscaler_gives_the_same_losses_on_one_device_and_on_eight(stages):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax import config, optim, pipeline, sharding, train
-from dreambooth_jax.adapt import FULL
+from dreambooth_jax.adapt import FULL, Adapter
 from dreambooth_jax.diffusion import schedule
 
 SCHEDULE = schedule.from_config(
@@ -102,6 +102,7 @@ def start(
     mesh: tuple[int, ...] = (1, 1),
     table: np.ndarray | None = None,
     min_bytes: int = 0,
+    adapter: Adapter = FULL,
 ) -> tuple[train.Compiled, train.TrainState, dict[str, Any]]:
     """The compiled step on `data × fsdp (× tensor)` devices, the state before it, frozen weights.
 
@@ -109,7 +110,7 @@ def start(
     batches carry when it trains. `min_bytes` is far below what a run sets: small leaves are split.
     """
     flat = weights() if flat is None else flat
-    trainable, frozen_weights = FULL.init(flat, rules)
+    trainable, frozen_weights = adapter.init(flat, rules)
     frozen = {"weights": frozen_weights}
     if "text_encoder/embedding" in frozen_weights:
         table = flat["text_encoder/embedding"][IDS] * MASK[..., None]
@@ -121,7 +122,7 @@ def start(
         frozen,
         stage=Toy() if stage is None else stage,
         recipe=recipe,
-        adapter=FULL,
+        adapter=adapter,
         tx=optim.make(settings, num_steps=10),
         mesh=sharding.make_mesh(**sizes, devices=jax.devices()[: math.prod(mesh)]),
         rules=config.base_config().sharding.rules,
