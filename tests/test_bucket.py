@@ -28,6 +28,7 @@ def bucket() -> Iterator[str]:
         yield address
 
 
+@pytest.mark.long
 def test_a_run_in_a_bucket(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     stages, reference = commands.reference(tmp_path_factory)
     photos = resources.files("dreambooth_jax") / "assets" / "subject"

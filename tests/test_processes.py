@@ -17,6 +17,8 @@ import pytest
 
 from dreambooth_jax.evaluate import perceptual
 
+pytestmark = pytest.mark.long
+
 Stages = dict[str, Path]
 # What the output does not depend on: a softmax does not see what is added to all keys, nor a
 # GroupNorm, here of one channel a group, what is added to all tokens. Their gradients are nothing
