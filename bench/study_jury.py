@@ -18,9 +18,8 @@ from dreambooth_jax.evaluate.pictures import Pictures
 FILE = "study.json"  # in a trial's folder
 SUBJECT, PROMPT, PRES, DIV = "subject", "prompt", "PRES", "DIV"
 _OF_SCORES = {"subject_similarity": SUBJECT, "prior_similarity": PRES, "diversity": DIV}
-Worth = dict[
-    str, dict[str, float]
-]  # by grid, "before", "base-000060", …, "after", and "photos"; by measure
+# By grid, "before", "base-000060", …, "after", and "photos"; by measure.
+Worth = dict[str, dict[str, float]]
 
 
 class Jury:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
-from pathlib import Path
 from string import Template
 
 import numpy as np
@@ -70,7 +69,8 @@ def build(
         page = text.encode("utf-8", "replace")  # a file name may hold bytes that are no text
         if len(page) <= max_bytes:
             break
-    _write(files.at(path), page)
+    with files.written(files.at(path)) as part:  # in one move: no reader sees half of it
+        part.write_bytes(page)
 
 
 @dataclass(frozen=True)
@@ -247,9 +247,3 @@ def _table(
     kind = ' class="legend"' if keys else ""
     head = f"<thead><tr>{''.join(heads)}</tr></thead>" if heads else ""
     return f'<div class="scroll"><table{kind}>{head}<tbody>{"".join(body)}</tbody></table></div>'
-
-
-def _write(path: Path, page: bytes) -> None:
-    """Put the file in place in one move, so that no reader sees half of it."""
-    with files.written(path) as part:
-        part.write_bytes(page)
