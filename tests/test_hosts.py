@@ -84,3 +84,16 @@ def test_the_witness_is_silent_after_a_goodbye(tmp_path: Path) -> None:
         done = subprocess.run(command, input=word, capture_output=True, text=True, timeout=30)
         assert done.stderr.startswith(said) and bool(done.stderr) == bool(said)
     assert os.listdir(tmp_path) == []
+
+
+def test_what_is_saved_counts_class_images_once(tmp_path: Path) -> None:
+    """Neither low-res pictures of a cascade nor steps that are not committed are told."""
+    (tmp_path / "prior" / "duck" / "low_res").mkdir(parents=True)
+    for place in ("00000.png", "00001.png", "low_res/00000.png", "low_res/00001.png"):
+        (tmp_path / "prior" / "duck" / place).touch()
+    assert witness.saved(str(tmp_path)) == (
+        f"Saved in {tmp_path}: no checkpoint yet and 2 class images."
+    )
+    for step in ("2", "10", "12.orbax-checkpoint-tmp"):
+        (tmp_path / "checkpoints" / "base" / step).mkdir(parents=True)
+    assert witness.saved(str(tmp_path)).endswith("base step 10 and 2 class images.")

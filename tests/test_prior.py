@@ -313,8 +313,26 @@ def test_low_res_images_are_the_pairs_of_the_images(tmp_path):
     assert (tmp_path / "low_res" / "00005.png").is_file()
 
 
-def test_a_process_that_does_not_write_gets_the_same_images(made, tmp_path):
-    _, first, _ = made
-    found = make(tmp_path / "nothing", Model(), writes=False)
-    np.testing.assert_array_equal(found.images, first.images)
-    assert not (tmp_path / "nothing").exists()
+def test_each_process_gets_all_images_and_writes_its_share(made, tmp_path):
+    whole, first, _ = made
+    waited, written = [], []
+    for index in range(3):
+        folder = tmp_path / f"process {index}"
+        waits = []
+        found = make(
+            folder,
+            Model(),
+            share=(index, 3),
+            wait=lambda folder=folder, waits=waits: waits.append(set(contents(folder))),
+        )
+        np.testing.assert_array_equal(found.images, first.images)
+        waited.append(waits)
+        written.append(contents(folder))
+    parts = [{"00000.png", "00003.png", "00004.png"}, {"00001.png", "00005.png"}, {"00002.png"}]
+    assert [set(part) - {"manifest.json"} for part in written] == parts
+    assert "manifest.json" in written[0]  # the first process's alone
+    assert contents(whole) == written[0] | written[1] | written[2]
+    # They wait once, with the manifest of an empty folder, then after each block.
+    assert waited[0][0] == {"manifest.json"}
+    assert [len(waits) for waits in waited] == [3, 3, 3]
+    assert waited[1] == [set(), {"00001.png"}, parts[1]]

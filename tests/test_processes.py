@@ -4,6 +4,7 @@ When a process is killed the other ends as well, and the run goes on, also on fe
 """
 
 import importlib.util
+import json
 import math
 import re
 import shutil
@@ -117,9 +118,23 @@ def test_two_processes(
     changed |= {"evaluate__encoders": "lpips_alex", "train__sample_every": 0}
     flags = commands.flags(stages, folder, **commands.MESH, **changed)
 
-    # Process 1 dies while it writes its part of the upscaler's second checkpoint, or the first time
-    # that it writes anything else in the folder: that is for process 0 to do.
-    writes = rf"^(open {folder}/(?!checkpoints)\S+ \S*[wax+]|os\.rename {folder}/(?!checkpoints))"
+    # Process 1 dies while it writes one of its pictures of the second block of class images. Only
+    # the first block is in the manifest, and is not drawn again.
+    more = {"prior__num_images": 12, "prior__folder": str(folder / "prior")}
+    first = commands.flags(stages, tmp_path / "first", **commands.MESH, **changed, **more)
+    codes, outputs, ended = together(first, rf"^open {folder}/prior/00011\.tmp", host_timeout=8)
+    assert codes[1] == -signal.SIGKILL, outputs[1][-3000:]
+    assert codes[0] not in (0, None), outputs[0][-3000:]
+    assert ended[0] - ended[1] < 120
+    assert re.search("No sign of life from process 1 .* no checkpoint yet", outputs[0])
+    drawn = json.loads((folder / "prior" / "manifest.json").read_text())["images"]
+    assert len(drawn) == 8
+    times = {name: (folder / "prior" / name).stat().st_mtime_ns for name in drawn}
+
+    # It dies while it writes its part of the upscaler's second checkpoint, or the first time that
+    # it writes anything but its share of pictures: that is for process 0 to do.
+    others = rf"{folder}/(?!checkpoints|(prior|samples)/\S*\d\.tmp)"
+    writes = rf"^(open {others}\S+ \S*[wax+]|os\.rename {others})"
     part = rf"^open {folder}/checkpoints/upscaler/\S*\b4\b\S* \S*[wax+]"
     codes, outputs, ended = together(flags, f"{writes}|{part}", host_timeout=8)
     assert codes[1] == -signal.SIGKILL, outputs[1][-3000:]
@@ -142,8 +157,13 @@ def test_two_processes(
     assert (folder / "scores.json").is_file() == judged
     assert_same_losses(folder, eight_devices)
     assert_same_export(folder, eight_devices, stages)
-    for drawn in ("prior", "samples/before"):  # by the untouched model, bit for bit
-        assert commands.contents(folder / drawn) == commands.contents(eight_devices / drawn)
+    assert times == {name: (folder / "prior" / name).stat().st_mtime_ns for name in drawn}
+    for made in ("prior", "samples/before"):  # by the untouched model, bit for bit
+        found, expected = (commands.contents(root / made) for root in (folder, eight_devices))
+        assert expected.keys() - {"manifest.json"}
+        assert {name: found[name] for name in expected if name.endswith("png")} == {
+            name: content for name, content in expected.items() if name.endswith("png")
+        }
 
     # What the two left when one died, on one device.
     commands.run(commands.flags(stages, fewer))

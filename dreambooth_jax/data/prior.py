@@ -61,14 +61,17 @@ def make_or_reuse(
     made_by: Mapping[str, Any],
     seed: int,
     draw: Draw,
-    writes: bool = True,
+    share: tuple[int, int] = (0, 1),
+    wait: Callable[[], None] = lambda: None,
 ) -> Prior:
     """`num_images` class images in `folder`, drawing only those that are not there yet.
 
     Args:
       block: images per call of `draw`; whole blocks are drawn, so that resuming changes nothing.
       made_by: what determines the images (prompt, sampler, fingerprints), for the JSON manifest.
-      writes: whether this process writes files (one of several does).
+      share: which of how many processes this is. All draw the same; each writes its part of the
+        images, the first one the manifest as well.
+      wait: returns when all processes have called it.
 
     Raises:
       PriorError: the folder was made otherwise, or holds foreign files, or images stay empty.
@@ -86,10 +89,14 @@ def make_or_reuse(
         else:
             pictures, attempts = _draw_block(indices, seed=seed, draw=draw)
             pictures = [column[: num_images - start] for column in pictures]
-            if writes:
-                if not entries:  # first, so that a run killed amid its first block knows its own
+            if not entries:  # first, so that a run killed amid its first block knows its own
+                if share[0] == 0:
                     _write_manifest(folder, made_by, entries)
-                entries |= _write(folder, indices[: num_images - start], pictures, attempts, seed)
+                wait()
+            _write(folder, indices[: num_images - start], pictures, share)
+            entries |= _entries(indices[: num_images - start], pictures, attempts, seed)
+            wait()
+            if share[0] == 0:
                 _write_manifest(folder, made_by, entries)
         stages = len(pictures)
         blocks.append(pictures)
@@ -191,23 +198,36 @@ def _write(
     folder: Path,
     indices: Sequence[int],
     pictures: Sequence[np.ndarray],
+    share: tuple[int, int],
+) -> None:
+    """Writes this process's part of a block; a file appears whole or not at all."""
+    for k, index in enumerate(indices):
+        if k % share[1] == share[0]:
+            for name, picture in _files(index, [column[k] for column in pictures]).items():
+                with files.written(folder / name) as part:
+                    Image.fromarray(picture).save(part, format="PNG")
+
+
+def _files(index: int, pictures: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """The pictures of one image, those of the last stage at last, by their place in the folder."""
+    names = [f"{LOW_RES}/{_name(index)}"] * (len(pictures) - 1) + [_name(index)]
+    return dict(zip(names, pictures, strict=True))
+
+
+def _entries(
+    indices: Sequence[int],
+    pictures: Sequence[np.ndarray],
     attempts: Mapping[int, int],
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Writes one block and returns its entries; a file appears whole or not at all."""
+    """What the manifest says of a block."""
     entries = {}
     for k, index in enumerate(indices):
-        digests = {}
-        for stage, column in enumerate(pictures):
-            name = _name(index) if stage == len(pictures) - 1 else f"{LOW_RES}/{_name(index)}"
-            with files.written(folder / name) as part:
-                Image.fromarray(column[k]).save(part, format="PNG")
-            digests[name] = _digest(column[k])
-        attempt = attempts[index]
+        of_image = _files(index, [column[k] for column in pictures])
         entries[_name(index)] = {
-            "files": digests,
-            "seed": seed_of(seed, index, attempt),
-            "attempt": attempt,
+            "files": {name: _digest(picture) for name, picture in of_image.items()},
+            "seed": seed_of(seed, index, attempts[index]),
+            "attempt": attempts[index],
         }
     return entries
 

@@ -1,6 +1,7 @@
 """The class images of a run: drawn by the untouched base, or read from the user's folder."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from dreambooth_jax.data.class_images import ClassImages
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment import subjects
 from dreambooth_jax.experiment.model import Model
-from dreambooth_jax.experiment.painter import Painter
+from dreambooth_jax.experiment.painter import Painter, wait_for_files
 from dreambooth_jax.experiment.subjects import Folders
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.signals import GracefulStop
@@ -81,7 +82,8 @@ def drawn(
                 },
                 seed=config.seed,
                 draw=draw,
-                writes=jax.process_index() == 0,
+                share=(jax.process_index(), jax.process_count()),
+                wait=functools.partial(wait_for_files, noun),
             )
         made.append(class_images.drawn(found, words[noun]))
     return tuple(made)

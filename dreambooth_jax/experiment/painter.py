@@ -158,11 +158,10 @@ class Painter:
         """
         wanted = judged_of(self.config, self.words)
         there = None if ready is None else self.workdir.samples / ready
-        _wait_for_files(f"before {label}")  # all processes must see the same
+        wait_for_files(f"before {label}")  # all processes must see the same
         if there is None or not is_drawn(there, wanted, self._about()):
             there = self._own_folder(label, wanted)
             self.grid(weights, there.name, wanted)
-            _wait_for_files(f"after {label}")
         return read_grid(there, wanted)
 
     def _about(self) -> dict[str, dict[str, Any]]:
@@ -184,8 +183,9 @@ class Painter:
     ) -> None:
         """Draws every prompt with fixed seeds into `samples/<label>/`, unless they are there.
 
-        Every sampler call's pictures are written at once; a grid that was interrupted goes on with
-        the calls that are left, which have the same rows as without an interruption.
+        Every sampler call's pictures are written at once, a part of them by each process; a grid
+        that was interrupted goes on with the calls that are left, which have the same rows as
+        without an interruption.
 
         Raises:
           Interrupted: a signal came; what is drawn so far is kept.
@@ -199,10 +199,11 @@ class Painter:
         waiting = iter(left)
 
         def keep(pictures: np.ndarray) -> None:
-            for (name, prompt, seed), picture in zip(next(waiting), pictures, strict=True):
+            rows = zip(next(waiting), pictures, strict=True)
+            for k, ((name, prompt, seed), picture) in enumerate(rows):
                 about = {"prompt": prompt, "seed": seed, "weights": label}
                 about["samplers"] = self._about()
-                if jax.process_index() == 0:
+                if k % jax.process_count() == jax.process_index():
                     save_png(folder / name, picture, about=about)
             train.leave_if_asked(stop, "the pictures so far are kept")
 
@@ -216,6 +217,7 @@ class Painter:
                 label=f"grid {label}",
                 on_batch=keep,
             )
+        wait_for_files(label)
         if jax.process_index() == 0:
             cells = read_grid(folder, wanted).values()
             pictures = np.stack([*itertools.chain(*cells)])
@@ -301,8 +303,8 @@ def save_png(file: Path, picture: np.ndarray, *, about: Mapping[str, object]) ->
         Image.fromarray(picture).save(part, format="PNG", pnginfo=note)
 
 
-def _wait_for_files(moment: str) -> None:
-    """Until the process that writes has written what it was about to."""
+def wait_for_files(moment: str) -> None:
+    """Until all processes have written what they were about to, and so the files are there."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(moment)
 

@@ -20,7 +20,8 @@ def saved(workdir: str) -> str:
         if path.name.isdigit():  # committed: others have a longer name
             steps[path.parent.name] = max(int(path.name), steps.get(path.parent.name, 0))
     told = ", ".join(f"{kind} step {step}" for kind, step in sorted(steps.items()))
-    images = sum(1 for _ in Path(workdir).glob("prior/**/[0-9]*.png"))
+    pictures = Path(workdir).glob("prior/**/[0-9]*.png")
+    images = sum(path.parent.name != "low_res" for path in pictures)  # those are a stage before
     drawn = f" and {images} class images" if images else ""
     return f"Saved in {workdir}: {told or 'no checkpoint yet'}{drawn}."
 
