@@ -212,13 +212,18 @@ def test_a_resumed_run_with_split_weights_is_the_uninterrupted_one(runs, stages,
 
 @pytest.fixture(scope="module")
 def factors(stages) -> dict[str, Run]:
-    """Six steps of the base stage's LoRA on one device and with split layers, all moments coded."""
+    """Six steps of the base stage's LoRA, all moments coded."""
+    return coded(stages["base"], LORA)
+
+
+def coded(stage: pipeline.Stage, adapter: adapt.Adapter) -> dict[str, Run]:
+    """Six steps on one device and with split layers, all moments in 8 bits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moments, "SMALLEST", 1)
         settings = optimizer("adamw8bit", learning_rate=1e-3)
         recipe = train.Recipe(seed=0, prior_loss_weight=0.5)
         return {
-            layout: trained(stages["base"], layout, recipe, settings, steps=6, adapter=LORA)
+            layout: trained(stage, layout, recipe, settings, steps=6, adapter=adapter)
             for layout in ("one", "tensor")
         }
 
@@ -228,14 +233,7 @@ def test_factors_and_coded_moments_are_split_with_their_layers(factors):
     np.testing.assert_allclose(run.losses, one.losses, rtol=1e-4)
     first, second = 0, 0
     for path, leaf in run.state.trainable.items():
-        codes = [part[path].code for part in adam_moments(run.state)]
-        assert {code.dtype for code in codes} == {jnp.dtype("int8"), jnp.dtype("uint8")}
-        cut = {
-            tuple(np.floor_divide(x.shape, x.addressable_shards[0].data.shape))
-            for x in (leaf, *codes)
-        }
-        assert len(cut) == 1, path  # leaf and codes alike
-        (parts,) = cut
+        parts = cut_alike(run.state, path, leaf)
         *_, layer, kind = path.replace("to_out/0", "to_out").replace("/kernel", "").split("/")
         if layer in ("to_out", "conv2"):
             assert kind != "lora_down" or parts[-2] == 2, path
@@ -244,6 +242,34 @@ def test_factors_and_coded_moments_are_split_with_their_layers(factors):
             assert kind != "lora_up" or parts[-1] == 2, path
             first += kind == "lora_up"
     assert (first, second) == (2 + 5, 2 + 1)  # of two residual blocks and an attention
+
+
+def cut_alike(state: train.TrainState, path: str, leaf: jax.Array) -> tuple[int, ...]:
+    """Into how many parts a leaf and the codes of its moments are cut along each axis."""
+    codes = [part[path].code for part in adam_moments(state)]
+    assert {code.dtype for code in codes} == {jnp.dtype("int8"), jnp.dtype("uint8")}
+    (parts,) = {
+        tuple(np.floor_divide(x.shape, x.addressable_shards[0].data.shape)) for x in (leaf, *codes)
+    }
+    return parts
+
+
+def test_coded_moments_of_whole_layers_are_split_with_them(runs, stages, tmp_path):
+    full = coded(stages["base"], adapt.FULL)
+    one, run = full["one"], full["tensor"]
+    np.testing.assert_allclose(run.losses, one.losses, rtol=1e-4)
+    assert one.losses[-1] != runs["one"].losses[-1]  # another optimizer
+    cut = {path: cut_alike(run.state, path, leaf) for path, leaf in run.state.trainable.items()}
+    split = {path for path, parts in cut.items() if max(parts) > 1}
+    assert {path for path in split if cut[path][-1] == 2} >= {
+        path for path in cut if path.endswith(("to_q/kernel", "conv1/kernel"))
+    }
+    assert (
+        sum(run.state.trainable[path].size for path in split) > tree.count(one.state.trainable) / 2
+    )
+    state = restored(tmp_path, run, one, stages["base"])
+    _, losses = one.go_on(state, range(3, 6))
+    np.testing.assert_allclose(losses, one.losses[3:6], rtol=1e-4)
 
 
 def test_what_is_saved_of_split_layers_goes_on_in_another_layout(runs, factors, stages, tmp_path):

@@ -1,4 +1,4 @@
-r"""The tables of docs/tpu.md: train steps of published architectures on TPU slices.
+r"""The tables of docs/tpu.md: programs of published architectures on TPU slices.
 
     python tools/tpu_tables.py build/tpu estimate           # traced alone: seconds a row
     python tools/tpu_tables.py build/tpu compile sd15       # compiled: minutes to an hour a row
@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SD, SDXL, IF = "stable_diffusion.py:sd15", "sdxl.py", "deepfloyd_if.py"
 EIGHT, BF16 = "optim.name=adamw8bit", "optim.name=adamw_bf16"
 NONE, BLOCKS, LORA = "train.remat=none", "train.remat=blocks", "adapt.name=lora"
+DRAW = "precompile.programs=('sample',)"
 # Name -> configuration, architecture, slice, what differs. Rows are of all devices together.
 ROWS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "sd15 full, 2 rows": (SD, "sd15", "v5e:1x1", ()),
@@ -47,6 +48,9 @@ ROWS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "sd15 LoRA, 2 rows, v4": (SD, "sd15", "v4:1x1x1", (LORA,)),
     "sd15 LoRA, 2 rows, v5p": (SD, "sd15", "v5p:1x1x1", (LORA,)),
     "sd15 LoRA, 2 rows, v6e": (SD, "sd15", "v6e:1x1", (LORA,)),
+    "sd15 drawing, 8 images": (SD, "sd15", "v5e:1x1", (DRAW,)),
+    "sdxl drawing, 4 images": (SDXL, "sdxl", "v5e:1x1", (DRAW,)),
+    "if_xl drawing, fsdp 4, 8 images, v5p-8": (IF, "if_xl", "v5p:2x2x1", ("mesh.fsdp=4", DRAW)),
     "sdxl LoRA, 2 rows": (SDXL, "sdxl", "v5e:1x1", (LORA, BLOCKS)),
     "sdxl full, fsdp 4, 4 rows": (
         SDXL,
@@ -71,7 +75,7 @@ def flags(folder: Path, name: str) -> list[str]:
         f"base_model={folder / 'architectures' / architecture}",
         *(["upscaler_model=", "stages=('base',)"] if config == IF else []),
         f"precompile.topology={topology}",
-        "precompile.programs=('train',)",
+        *([] if DRAW in changed else ["precompile.programs=('train',)"]),
         *changed,
     ]
     return [f"--config=configs/{config}", *(f"--config.{setting}" for setting in told)]
@@ -94,6 +98,8 @@ def settings(folder: Path, name: str) -> Any:
 
 def estimate(folder: Path, name: str) -> None:
     c = settings(folder, name)
+    if "train" not in c.precompile.programs:
+        return
     devices = precompile.topology(c.precompile.topology)
     mesh = setup.make_mesh(c, devices)
     stages = setup.open_stages(c, shapes_only=True)
