@@ -85,10 +85,8 @@ run() {
 tpu() { run gcloud compute tpus tpu-vm "$1" "$name" "${where[@]}" "${@:2}"; }
 copy() { run gcloud compute tpus tpu-vm scp "${@:2}" "$name:$1" "${where[@]}" --worker=all; }
 on_all() { tpu ssh --worker=all --command="$1"; }
-state() {
-  gcloud compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state)' 2>/dev/null ||
-    echo ABSENT
-}
+ask_state() { tpu describe --format='value(state)'; }
+state() { ask_state 2>/dev/null || echo ABSENT; }
 
 remove() {
   tpu delete --quiet || true
@@ -106,7 +104,11 @@ create() {
   fi
   run gcloud compute tpus queued-resources create "$name" --node-id="$name" "${where[@]}" \
     "${how[@]}" --runtime-version="$version"
-  until $dry || [[ $(state) == READY ]]; do
+  if $dry; then # until it says READY
+    ask_state
+    return
+  fi
+  until [[ $(state) == READY ]]; do
     echo "waiting in the queue for $name ($type)"
     sleep "${POLL:-30}"
   done
@@ -143,7 +145,7 @@ if $delete; then
 fi
 for ((attempt = 0; attempt <= retries; attempt++)); do
   now=ABSENT
-  $dry || now=$(state)
+  if $dry; then ask_state; else now=$(state); fi # as if there was none
   if [[ $now == PREEMPTED || $now == TERMINATED || $now == STOPPED ]]; then
     remove
     now=ABSENT

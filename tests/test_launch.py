@@ -66,7 +66,7 @@ def verbs(calls):
     """The sub-command of each call of gcloud: "create", "ssh all", …"""
     found = []
     for call in calls:
-        verb = call[4] if call[0] == "gcloud" else call[0]
+        verb = call[4] if call[0] == "gcloud" else call[1] if call[0] == "git" else call[0]
         group = "queued " if "queued-resources" in call else ""
         worker = next((w.split("=")[1] for w in call if w.startswith("--worker=")), "")
         found.append(f"{group}{verb} {worker}".strip())
@@ -151,13 +151,16 @@ def test_the_queue_is_waited_for(stand_ins):
 def test_delete_and_dry_run_touch_nothing_else(stand_ins):
     _, calls = launch(stand_ins, "tpu_vm.sh", *WHERE, "--delete")
     assert verbs(calls) == ["delete", "queued delete"]
-    done, calls = launch(stand_ins, "tpu_vm.sh", *WHERE, "--type=v4-8", "--dry-run", "--", *RUN)
+    words = [*WHERE, "--type=v4-8", "--queued"]
+    done, calls = launch(stand_ins, "tpu_vm.sh", *words, "--dry-run", "--", *RUN)
     assert calls == []
     printed = done.stdout.splitlines()
-    assert len(printed) == 7
     for line in printed:  # each can be typed as it stands
         subprocess.run(["bash", "-n", "-c", line], check=True)
-        assert shlex.split(line)[0] in ("gcloud", "git")
+    dry = [shlex.split(line) for line in printed]
+    answers = [("describe", 1, ""), ("describe", 0, "READY")]
+    _, calls = launch(stand_ins, "tpu_vm.sh", *words, "--", *RUN, answers=answers)
+    assert verbs(dry) == [*verbs(calls)[:3], "archive", *verbs(calls)[3:]]
 
 
 @pytest.mark.parametrize(
