@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import latents
 import local_hub
 import numpy as np
 import pytest
@@ -77,6 +76,7 @@ def test_they_have_the_published_number_of_parameters(build, config, count):
 def folders(tmp_path_factory):
     """Small random models with everything that lies in a published folder."""
     torch = pytest.importorskip("torch", reason="compares with PyTorch: extra `parity`")
+    import latents
     import transformers
 
     root = tmp_path_factory.mktemp("judges")
