@@ -30,8 +30,9 @@ def operations(dumped: str, program: str) -> dict[str, str]:
     (file,) = glob.glob(f"{dumped}/*jit_{program}.*after_optimizations.txt")
     found = {}
     for line in Path(file).read_text().splitlines():
-        said = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = \S+ ([\w\-]+)\(", line)
-        if said is None or re.search(r"= \([^)]*\) (while|call)\(", line):
+        # Those of several results, loops among them, are left out: what is inside them counts.
+        said = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = [^( ]+ [\w\-]+\(", line)
+        if said is None:
             continue
         source = re.search(r'op_name="([^"]*)"', line)
         origin = source[1] if source else ""

@@ -89,20 +89,21 @@ def make_or_reuse(
         else:
             pictures, attempts = _draw_block(indices, seed=seed, draw=draw)
             pictures = [column[: num_images - start] for column in pictures]
+            used = indices[: num_images - start]
             if not entries:  # first, so that a run killed amid its first block knows its own
                 if share[0] == 0:
                     _write_manifest(folder, made_by, entries)
                 wait()
-            _write(folder, indices[: num_images - start], pictures, share)
-            entries |= _entries(indices[: num_images - start], pictures, attempts, seed)
+            _write(folder, used, pictures, share)
+            entries |= _entries(used, pictures, attempts, seed)
             wait()
             if share[0] == 0:
                 _write_manifest(folder, made_by, entries)
         stages = len(pictures)
         blocks.append(pictures)
     columns = [np.concatenate(column) for column in zip(*blocks, strict=True)]
-    used = (entry for name, entry in entries.items() if name < _name(num_images))
-    redone = sum(entry["attempt"] > 0 for entry in used)
+    of_run = (entry for name, entry in entries.items() if name < _name(num_images))
+    redone = sum(entry["attempt"] > 0 for entry in of_run)
     if redone:
         logging.warning("prior: %d class images came out empty and were drawn again", redone)
     return Prior(columns[-1], columns[0] if stages and stages > 1 else None, redone)
