@@ -16,9 +16,9 @@ Flax's UNet left diffusers in 0.40; a virtualenv for it, without PyTorch:
 """
 
 import argparse
-import importlib.util
 import json
 import os
+import runpy
 import statistics
 import subprocess
 import sys
@@ -218,12 +218,8 @@ def prepare(folder: Path, size: str) -> int:
     import torch
 
     tools = Path(__file__).resolve().parents[1] / "tools" / "architectures.py"
-    spec = importlib.util.spec_from_file_location("architectures", tools)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     widths, side = SIZES[size]
-    config = module.MODELS["sd15"]["unet/config.json"] | {
+    config = runpy.run_path(str(tools))["MODELS"]["sd15"]["unet/config.json"] | {
         "block_out_channels": list(widths),
         "sample_size": side,
     }

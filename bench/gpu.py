@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import os
+import runpy
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,18 +33,9 @@ TINY = {
 }
 
 
-def loaded(file: Path) -> ModuleType:
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def prepare(folder: Path, size: str) -> None:
     """The model's folder, without weights."""
-    files = loaded(ROOT / "tools" / "architectures.py").MODELS["sd15"]
+    files = runpy.run_path(str(ROOT / "tools" / "architectures.py"))["MODELS"]["sd15"]
     for name, content in files.items():
         content = content | (TINY.get(name, {}) if size == "tiny" else {})
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +61,7 @@ def ours(folder: Path, args: argparse.Namespace) -> dict[str, float | None]:
     from dreambooth_jax import chips, flops
     from dreambooth_jax.experiment import forecasting, setup, shapes
 
-    c = loaded(ROOT / "configs" / "stable_diffusion.py").get_config("sd15")
+    c = runpy.run_path(str(ROOT / "configs" / "stable_diffusion.py"))["get_config"]("sd15")
     c.base_model, c.train.batch_size, c.prior.batch_size = str(folder), ROWS, args.pictures
     c.sampler.num_steps = args.sampler_steps
     c.resolution = 64 if args.size == "tiny" else 512

@@ -10,7 +10,7 @@ Ends with status 1 where 8 bits are further from AdamW than `LIMITS`.
 """
 
 import argparse
-import importlib.util
+import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -40,11 +40,7 @@ LIMITS = {
 
 def settings(name: str, steps: int, prior: Path) -> ConfigDict:
     """The main job's configuration, its base stage alone, with this optimizer."""
-    spec = importlib.util.spec_from_file_location("imagen_like", CONFIG)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    c = module.get_config()
+    c = runpy.run_path(str(CONFIG))["get_config"]()
     c.stages, c.upscaler_model = ("base",), ""
     c.prior.num_images, c.prior.folder = 16, str(prior)
     c.train.num_steps, c.train.log_every = steps, 1

@@ -6,11 +6,11 @@ Not a test: what test_main, test_experiment, test_resume and test_processes have
 import contextlib
 import fcntl
 import functools
-import importlib.util
 import json
 import math
 import os
 import re
+import runpy
 import socket
 import subprocess
 import sys
@@ -88,12 +88,7 @@ def settings(stages: Mapping[str, Path | str], /, **changed: Any) -> dict[str, A
 def config(stages: Mapping[str, Path | str], /, **changed: Any) -> ConfigDict:
     """The same as a configuration, for runs in this process."""
     path = REPOSITORY / "configs" / "imagen_like.py"
-    spec = importlib.util.spec_from_file_location("imagen_like", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    c = module.get_config("smoke")
+    c = runpy.run_path(str(path))["get_config"]("smoke")
     c.update_from_flattened_dict(settings(stages, **changed))
     return c
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import math
+import runpy
 import struct
 import time
 from pathlib import Path
@@ -151,10 +152,7 @@ def clu_interface():
     if package is None:
         pytest.skip("compares with clu")
     path = Path(package.submodule_search_locations[0], "metric_writers", "interface.py")
-    spec = importlib.util.spec_from_file_location("clu_interface", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.MetricWriter
+    return runpy.run_path(str(path))["MetricWriter"]
 
 
 @pytest.mark.parametrize("writer", [metrics.Writer, *WRITERS])

@@ -9,8 +9,8 @@ command with --mode=precompile, in a process of its own; what is there is not co
 """
 
 import argparse
-import importlib.util
 import json
+import runpy
 import shlex
 import subprocess
 import sys
@@ -84,10 +84,7 @@ def flags(folder: Path, name: str) -> list[str]:
 def settings(folder: Path, name: str) -> Any:
     """The same as a configuration."""
     file, _, variant = ROWS[name][0].partition(":")
-    spec = importlib.util.spec_from_file_location("row", ROOT / "configs" / file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    c = module.get_config(variant)
+    c = runpy.run_path(str(ROOT / "configs" / file))["get_config"](variant)
     known = configs.flatten(c)
     for flag in flags(folder, name)[1:]:
         key, _, value = flag.removeprefix("--config.").partition("=")

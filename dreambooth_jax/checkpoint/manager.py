@@ -11,8 +11,8 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
+from dreambooth_jax import hosts
 from dreambooth_jax.checkpoint import manifest
 from dreambooth_jax.checkpoint.reading import (
     CheckpointError,
@@ -245,8 +245,7 @@ class Checkpoints:
                     aside.rmtree()
                 path.rename(aside)
                 logging.warning("Renamed the refused checkpoint %s; it may be deleted", aside)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("checkpoint: refused steps are renamed")
+        hosts.meet("checkpoint: refused steps are renamed")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._max_to_keep, cleanup_tmp_directories=True, lightweight_initialize=True
         )

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import jax
 from absl import logging
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import train
+from dreambooth_jax import hosts, train
 from dreambooth_jax.experiment import (
     advice,
     class_images,
@@ -94,6 +93,5 @@ def run(config: ConfigDict, folder: Path) -> Path:
         if jax.process_index() == 0:
             advised = advice.of_run(config, workdir, worth)
             summary.write(config, workdir, model, cast, classes, judged, advised)
-        if jax.process_count() > 1:  # nobody leaves before all files are there
-            multihost_utils.sync_global_devices("the report is written")
+        hosts.meet("the report is written")  # nobody leaves before all files are there
         return workdir.report

@@ -11,13 +11,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import files, train
+from dreambooth_jax import files, hosts, train
 from dreambooth_jax.data import class_images, prior
 from dreambooth_jax.data.class_images import ClassImages
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment import subjects
 from dreambooth_jax.experiment.model import Model
-from dreambooth_jax.experiment.painter import Painter, wait_for_files
+from dreambooth_jax.experiment.painter import Painter
 from dreambooth_jax.experiment.subjects import Folders
 from dreambooth_jax.experiment.workdir import Workdir
 from dreambooth_jax.signals import GracefulStop
@@ -83,7 +83,7 @@ def drawn(
                 seed=config.seed,
                 draw=draw,
                 share=(jax.process_index(), jax.process_count()),
-                wait=functools.partial(wait_for_files, noun),
+                wait=functools.partial(hosts.meet, noun),
             )
         made.append(class_images.drawn(found, words[noun]))
     return tuple(made)

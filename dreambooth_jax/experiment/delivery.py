@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from dreambooth_jax import adapt, export, files, sharding, train, tree
+from dreambooth_jax import adapt, export, files, hosts, sharding, train, tree
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment import summary
 from dreambooth_jax.experiment.model import Model, as_tuned
@@ -71,8 +70,7 @@ def deliver(
             if writes:
                 folder = place / kind if several else place
                 _write(config, model, words, folder, kind, host, trained, step=steps.get(kind))
-    if jax.process_count() > 1:  # nobody leaves before all files are there
-        multihost_utils.sync_global_devices("the export is written")
+    hosts.meet("the export is written")  # nobody leaves before all files are there
     return workdir.export
 
 

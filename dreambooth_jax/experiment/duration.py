@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import files
+from dreambooth_jax import files, hosts
 from dreambooth_jax.data.prompts import expanded
 from dreambooth_jax.experiment import class_images, setup, subjects, tuning
 from dreambooth_jax.experiment.painter import Painter
@@ -55,8 +54,7 @@ def measure(config: ConfigDict, folder: Path, stop: GracefulStop, *, counted: in
 
     if jax.process_index() == 0:
         files.remove(folder / "trial")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("no trial of before is left")
+    hosts.meet("no trial of before is left")
     began = time.monotonic()
     workdir = Workdir.open(folder / "trial", c)
     stages = setup.open_stages(c)
@@ -77,15 +75,13 @@ def measure(config: ConfigDict, folder: Path, stop: GracefulStop, *, counted: in
     step = {}
     for kind in c.stages:
         tuning.fine_tune(kind, c, model, cast, classes, painter, workdir, stop)
-        if jax.process_count() > 1:  # one writes the lines that all read
-            multihost_utils.sync_global_devices(f"the trial of {kind} is written")
+        hosts.meet(f"the trial of {kind} is written")  # one writes the lines that all read
         name = f"{kind}/steps_per_second"
         rates = [line[name] for line in workdir.scalars() if name in line]
         step[kind] = 1 / rates[-1]
     steady = 2 * drawing + 2 * counted * sum(step.values())
     start = max(time.monotonic() - began - steady, 0.0)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the trial is over")
+    hosts.meet("the trial is over")
     speed = Speed(start, drawing / painter.block, step, device)
     if jax.process_index() == 0:
         files.remove(workdir.root)

@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from PIL import Image, PngImagePlugin
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import files, generate, report, rng, sharding, train, tree
+from dreambooth_jax import files, generate, hosts, report, rng, sharding, train, tree
 from dreambooth_jax.data.prompts import expanded, is_of_class
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.model import Model, as_tuned, compute_dtype
@@ -158,7 +157,7 @@ class Painter:
         """
         wanted = judged_of(self.config, self.words)
         there = None if ready is None else self.workdir.samples / ready
-        wait_for_files(f"before {label}")  # all processes must see the same
+        hosts.meet(f"before {label}")  # all processes must see the same
         if there is None or not is_drawn(there, wanted, self._about()):
             there = self._own_folder(label, wanted)
             self.grid(weights, there.name, wanted)
@@ -217,7 +216,7 @@ class Painter:
                 label=f"grid {label}",
                 on_batch=keep,
             )
-        wait_for_files(label)
+        hosts.meet(label)
         if jax.process_index() == 0:
             cells = read_grid(folder, wanted).values()
             pictures = np.stack([*itertools.chain(*cells)])
@@ -301,12 +300,6 @@ def save_png(file: Path, picture: np.ndarray, *, about: Mapping[str, object]) ->
     note.add_text("dreambooth_jax", json.dumps(about))
     with files.written(file) as part:
         Image.fromarray(picture).save(part, format="PNG", pnginfo=note)
-
-
-def wait_for_files(moment: str) -> None:
-    """Until all processes have written what they were about to, and so the files are there."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(moment)
 
 
 def settings_of(config: ConfigDict, kind: str) -> generate.Settings:

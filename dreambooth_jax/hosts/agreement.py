@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax._src import distributed  # its client is public nowhere; Orbax takes it from here as well
+from jax.experimental import multihost_utils
 
 _LONG = 24 * 3600  # seconds that a process may come later than others; the watch tells of dead ones
 _numbers = itertools.count()
@@ -42,6 +43,15 @@ def agree(what: str, value: Any, *, remedy: str) -> None:
     if told:
         lines = "".join(f"\n  {line}" for line in told)
         raise Disagreement(f"{what} are not the same on all hosts:{lines}\n{remedy}")
+
+
+def meet(moment: str) -> None:
+    """Until all processes are here, with the files that each wrote before; one alone goes on.
+
+    moment: the same on all of them, and told by the error of jax when one is elsewhere.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(moment)
 
 
 def differences(values: Mapping[str, Any], key: str = "") -> list[str]:
