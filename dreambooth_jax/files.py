@@ -5,12 +5,13 @@ What a bucket has not is here: moving a file into its place, adding to a file, r
 """
 
 import contextlib
+import fnmatch
 import functools
 import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -110,6 +111,42 @@ def here(folder: Path) -> Path:
       FileNotFoundError: there is no file in it.
     """
     return Path(_copied(str(folder)).name) / folder.name if is_remote(folder) else folder
+
+
+def mirror(source: Path, place: Path, *, patterns: Sequence[str]) -> None:
+    """Makes `place` hold the files below `source`, a remote folder, whose paths match a pattern.
+
+    A star stands for any part of a path. What is there with the same size and time stays; what
+    `source` has no longer goes. Of several processes at once, one copies and the others wait.
+
+    Raises:
+      FileNotFoundError: `source` has no such file.
+    """
+    import filelock
+    import fsspec
+
+    start = os.fspath(source).removeprefix(_BUCKET).rstrip("/")
+    system = fsspec.filesystem("gcs")
+    found = {
+        name.removeprefix(f"{start}/"): about
+        for name, about in system.find(start, detail=True).items()
+    }
+    wanted = [name for name in found if any(fnmatch.fnmatch(name, each) for each in patterns)]
+    if not wanted:
+        raise FileNotFoundError(f"no file in {source} that is {' or '.join(patterns)}.")
+    place.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(place.with_name(f"{place.name}.lock")):
+        for path in place.rglob("*"):
+            if path.is_file() and path.relative_to(place).as_posix() not in found:
+                path.unlink()
+        for name in wanted:
+            size, time = found[name]["size"], found[name]["mtime"].timestamp()
+            file = place / name
+            there = file.stat() if file.is_file() else None
+            if there is None or (there.st_size, there.st_mtime) != (size, time):
+                with written(file) as part:
+                    system.get_file(f"{start}/{name}", str(part))
+                    os.utime(part, (time, time))
 
 
 @functools.cache

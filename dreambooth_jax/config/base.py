@@ -38,13 +38,13 @@ def base_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of everything random: initial noise, time steps, rows drawn, class images
     c.dtype = "float32"  # in which networks compute; trained parameters are float32 anyway
-    c.base_model = "embedded"  # "embedded", a diffusers folder, or a hub id, owner/name[@revision]
+    c.base_model = "embedded"  # "embedded", a diffusers folder, gs://…, or a hub id owner/name[@…]
     c.upscaler_model = "embedded"  # second stage of a cascade: the same choices, or "" for none
     c.variant = ""  # of the weight files, "fp16" for ….fp16.safetensors; "" is the plain ones
     c.resolution = config_dict.placeholder(int)  # pixels along a side; None is the model's own
     c.stages = ("base", "upscaler")  # what is fine-tuned, in this order
 
-    c.hub = ConfigDict()  # where models with a hub id come from
+    c.hub = ConfigDict()  # where models with a hub id or of gs://… come from
     c.hub.cache_dir = ""  # folder of what was downloaded; "" is as HF_HOME says
     c.hub.offline = False  # take what is downloaded already, ask nobody
 

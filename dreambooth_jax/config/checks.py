@@ -141,7 +141,7 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
 
     for key in ("base_model", "subject.images"):
         if not c[key].strip():
-            yield Problem(key, c[key], "'embedded', a folder or a hub id", _default(key))
+            yield Problem(key, c[key], "'embedded', a folder, gs://… or a hub id", _default(key))
     if c["mesh.data"] < 1 and c["mesh.data"] != -1:
         yield Problem(
             "mesh.data", c["mesh.data"], "1 or more, or -1 for all", _default("mesh.data")

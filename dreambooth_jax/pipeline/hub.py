@@ -1,8 +1,10 @@
-"""Where a model's folder is: in the package, on disk, or on the model hub."""
+"""Where a model's folder is: in the package, on disk, in a bucket, or on the model hub."""
 
 import errno
 from importlib import resources
 from pathlib import Path
+
+from dreambooth_jax import files
 
 # What a stage reads, and what its export hands on; no pickles, and no weights of other variants.
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -20,10 +22,10 @@ def locate(
     offline: bool = False,
     weights: bool = True,
 ) -> Path:
-    """The folder of a model: `"embedded"`, a folder, or a hub repository, `owner/name[@revision]`.
+    """The folder of a model: `"embedded"`, a folder, `gs://…`, or a hub's `owner/name[@revision]`.
 
-    A hub repository is downloaded once, into `cache_dir` (default: where HF_HOME says, else the
-    user's cache). The token is that of HF_TOKEN or of `hf auth login`.
+    What is elsewhere is downloaded once, into `cache_dir` (default: where HF_HOME says, else the
+    user's cache). The hub's token is that of HF_TOKEN or of `hf auth login`.
 
     Args:
       kind: "base" or "upscaler", or "encoder" for one network in the layout of transformers.
@@ -33,10 +35,15 @@ def locate(
 
     Raises:
       FileNotFoundError: no such folder, and the hub has or gives none of that name; says why.
+      ValueError: an address that is not `gs://…`.
       OSError: there is no room for it.
     """
     if name == "embedded" and kind != "encoder":
         return Path(str(resources.files("dreambooth_jax") / "assets" / kind))
+    patterns = wanted_files(variant) if weights else [*_REST]
+    patterns = list(_ENCODER) if kind == "encoder" else patterns
+    if files.is_remote(name):
+        return _mirrored(name, patterns=patterns, cache_dir=cache_dir, offline=offline)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -46,12 +53,10 @@ def locate(
             f"no model folder {name!r}. Write "
             + ("" if kind == "encoder" else "'embedded', ")
             + f"a folder with {'config' if kind == 'encoder' else 'model_index'}.json, or a hub id "
-            "'owner/name' or 'owner/name@revision'."
+            "'owner/name' or 'owner/name@revision', or gs://BUCKET/FOLDER."
         )
-    files = wanted_files(variant) if weights else [*_REST]
-    files = list(_ENCODER) if kind == "encoder" else files
     return _downloaded(
-        repository, revision or None, files=files, cache_dir=cache_dir, offline=offline
+        repository, revision or None, patterns=patterns, cache_dir=cache_dir, offline=offline
     )
 
 
@@ -62,11 +67,27 @@ def wanted_files(variant: str | None) -> list[str]:
     return [*_REST, *weights]
 
 
+def _mirrored(address: str, *, patterns: list[str], cache_dir: str | None, offline: bool) -> Path:
+    from huggingface_hub import constants
+
+    source = files.at(address)
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+    place = cache / "gs" / address.partition("://")[2].strip("/")
+    if not offline:
+        files.mirror(source, place, patterns=patterns)
+    elif not place.is_dir():
+        raise FileNotFoundError(
+            f"{address} is not in {cache}, and nobody is to be asked for it. Write "
+            "--config.hub.offline=False."
+        )
+    return place
+
+
 def _downloaded(
     repository: str,
     revision: str | None,
     *,
-    files: list[str],
+    patterns: list[str],
     cache_dir: str | None,
     offline: bool,
 ) -> Path:
@@ -80,7 +101,7 @@ def _downloaded(
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=offline,
-            allow_patterns=files,
+            allow_patterns=patterns,
         )
     except errors.GatedRepoError as error:
         raise FileNotFoundError(
