@@ -169,7 +169,8 @@ def spec(
 
     "columns" and "rows" cut a layer's outputs (the last axis) and inputs (the one before it) over
     `tensor`, in whole heads below a module in `heads`. Whatever is not to "replicate" is cut over
-    `fsdp` as well: along the largest other axis that divides, unless it has less than `min_bytes`.
+    `fsdp` as well, unless it has less than `min_bytes`: along the largest other axis that divides,
+    the last one only where no other does, as 8-bit moments have blocks along it.
     """
     return _cut(path, leaf, rules=rules, mesh=mesh, min_bytes=min_bytes, heads=heads)[0]
 
@@ -193,7 +194,8 @@ def _cut(
     parts = mesh.shape["fsdp"]
     if parts > 1 and tree.nbytes({path: leaf}) >= min_bytes:
         free = [axis for axis, taken in enumerate(cut) if not taken]
-        for axis in sorted(free, key=lambda axis: -leaf.shape[axis]):
+        last = len(cut) - 1
+        for axis in sorted(free, key=lambda axis: (axis == last, -leaf.shape[axis])):
             if leaf.shape[axis] % parts == 0:
                 cut[axis] = "fsdp"
                 break
@@ -229,16 +231,20 @@ def like_parameters(
 ) -> Any:
     """Shardings for a tree with copies of the parameters in it (optimizer state, averages).
 
-    A leaf below a parameter's path and of its shape goes where the parameter is; everything else,
-    such as counters, is replicated.
+    A leaf below a parameter's path with as many axes goes where the parameter is, as far as the
+    axes that are cut have its sizes; everything else, such as counters, is replicated.
     """
 
     def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = [str(key.key) for key in keys if isinstance(key, jax.tree_util.DictKey)]
         path = next((name for name in reversed(names) if name in by_path), None)
-        if path is not None and tuple(leaf.shape) == tuple(params[path].shape):
-            return by_path[path]
-        return NamedSharding(mesh, P())
+        if path is None or len(leaf.shape) != len(params[path].shape):
+            return NamedSharding(mesh, P())
+        sizes = zip(by_path[path].spec, leaf.shape, params[path].shape, strict=False)
+        cut = [axis if own == its else None for axis, own, its in sizes]
+        while cut and cut[-1] is None:
+            cut.pop()
+        return NamedSharding(mesh, P(*cut))
 
     return jax.tree_util.tree_map_with_path(place, state)
 

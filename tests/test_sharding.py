@@ -3,15 +3,18 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import collectives
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
+from toy_stage import optimizer
 
-from dreambooth_jax import config, pipeline, sharding
+from dreambooth_jax import config, optim, pipeline, sharding
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # tools are scripts, not a package
 import architectures
@@ -62,17 +65,43 @@ def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes):
     ("shape", "expected"),
     [
         ((64, 12), P("fsdp")),
-        ((12, 64), P(None, "fsdp")),
-        ((3, 3, 16, 32), P(None, None, None, "fsdp")),
-        ((66, 64), P(None, "fsdp")),  # the largest axis that 4 divides, not the largest
+        ((12, 64), P("fsdp")),  # the last axis comes last
+        ((3, 3, 16, 32), P(None, None, "fsdp")),
+        ((8, 16, 32), P(None, "fsdp")),
+        ((66, 64), P(None, "fsdp")),  # no other axis is one that 4 divides
+        ((8, 66, 64), P("fsdp")),
         ((7, 9, 4), P(None, None, "fsdp")),
         ((7, 9), P()),
         ((8,), P("fsdp")),
         ((), P()),
     ],
 )
-def test_the_largest_axis_that_divides_is_split(mesh, shape, expected):
+def test_the_largest_axis_but_the_last_that_divides_is_split(mesh, shape, expected):
     assert sharding.spec("a", leaf(*shape), rules=EVERYTHING, mesh=mesh, min_bytes=0) == expected
+
+
+def published(model: str, folder: Path) -> pipeline.Stage:
+    """A published model's networks, by shapes alone."""
+    for file, content in architectures.MODELS[model].items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(json.dumps(content))
+    kind = "upscaler" if model.endswith("upscaler") else "base"
+    return pipeline.open_stage(str(folder), kind=kind, shapes_only=True)
+
+
+@pytest.mark.parametrize("fsdp", [4, 16])
+@pytest.mark.parametrize("model", [*architectures.MODELS])
+def test_no_block_of_8_bit_moments_of_a_published_network_is_cut(model, fsdp, tmp_path):
+    stage = published(model, tmp_path)
+    c = config.base_config().sharding
+    mesh = SimpleNamespace(shape={"data": 1, "fsdp": fsdp, "tensor": 1})
+    blocks = 256  # numbers along the last axis (`optim.adam8bit`)
+    for path, leaf_ in stage.abstract.items():
+        how = {"rules": c.rules, "mesh": mesh, "min_bytes": c.min_bytes}
+        found = sharding.spec(path, leaf_, heads=stage.heads, **how)
+        last = leaf_.shape[-1] if leaf_.shape else 1
+        if len(found) == len(leaf_.shape) and last % blocks == 0:
+            assert found == P() or (last // fsdp) % blocks == 0, (path, leaf_.shape, found)
 
 
 @pytest.mark.parametrize(("min_bytes", "expected"), [(4 * 64, P("fsdp")), (4 * 64 + 1, P())])
@@ -138,6 +167,39 @@ def test_a_state_of_another_shape_than_its_parameter_is_not_split(mesh):
     assert {value.spec for value in jax.tree.leaves(found)} == {P()}
 
 
+@pytest.mark.parametrize(
+    ("sizes", "spec"),
+    [
+        ({"fsdp": 4, "data": 2}, P("fsdp")),
+        ({"fsdp": 2, "tensor": 2, "data": 2}, P("fsdp", "tensor")),
+    ],
+)
+def test_scales_of_8_bit_moments_are_split_as_their_codes_are_but_along_the_blocks(sizes, spec):
+    mesh = sharding.make_mesh(**sizes)
+    params = {"a/first/kernel": leaf(64, 1024)}
+    places = sharding.shardings(params, rules=PAIRS, mesh=mesh, min_bytes=0)
+    state = jax.eval_shape(optim.make(optimizer("adamw8bit"), num_steps=10).init, params)
+    found = sharding.like_parameters(state, places, params, mesh)
+    by_shape = {
+        value.shape: place.spec
+        for value, place in zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True)
+    }
+    assert by_shape == {(): P(), (64, 1024): spec, (64, 4): P("fsdp")}
+
+
+def test_8_bit_moments_are_updated_where_they_are():
+    """Devices tell each other nothing, also where a device's part is no multiple of 256."""
+    mesh = sharding.make_mesh(data=1, fsdp=8)
+    params = {"wide/kernel": leaf(64, 512), "conv/kernel": leaf(3, 3, 16, 1280)}
+    places = sharding.shardings(params, rules=EVERYTHING, mesh=mesh, min_bytes=0)
+    tx = optim.make(optimizer("adamw8bit"), num_steps=10)
+    state = jax.eval_shape(tx.init, params)
+    both = (places, sharding.like_parameters(state, places, params, mesh))
+    update = jax.jit(tx.update, in_shardings=(*both, places), out_shardings=both)
+    program = update.lower(params, state, params).compile()
+    assert collectives.of(program) == []
+
+
 def test_put_and_fetch_bring_an_array_back_and_split_it_in_between(mesh, rng):
     array = rng.normal(size=(16, 8)).astype(np.float32)
     by_rows = sharding.put(array, sharding.rows(mesh))
@@ -155,13 +217,13 @@ def test_put_and_fetch_bring_an_array_back_and_split_it_in_between(mesh, rng):
 
 
 def test_the_table_counts_leaves_numbers_and_bytes_of_each_way(mesh):
-    flat = {"a": leaf(1024, 512), "b": leaf(256, 1024), "c": leaf(5, 3), "d": leaf(2)}
+    flat = {"a": leaf(1024, 512), "b": leaf(255, 1024), "c": leaf(5, 3), "d": leaf(2)}
     places = sharding.shardings(flat, rules=EVERYTHING, mesh=mesh, min_bytes=1024)
     rows = [line.split() for line in sharding.table(flat, places).splitlines()]
     assert rows[0] == ["sharding", "leaves", "parameters", "MiB"]
-    # 1024·512 numbers of 4 bytes are 2 MiB, split along rows; 256·1024 are 1 MiB, along columns.
+    # 1024·512 numbers of 4 bytes are 2 MiB, split along rows; 255·1024 are 1 MiB, along columns.
     assert sorted(row[-3:] for row in rows[1:]) == [
-        ["1", "262,144", "1.0"],
+        ["1", "261,120", "1.0"],
         ["1", "524,288", "2.0"],
         ["2", "17", "0.0"],
     ]
@@ -221,11 +283,7 @@ def test_what_does_not_divide_is_named_with_its_size():
 @pytest.mark.parametrize("model", [*architectures.MODELS])
 def test_published_networks_are_split_in_pairs(model, tmp_path):
     """Each of a pair, by its weights alone: what one makes in parts, the other takes in parts."""
-    for file, content in architectures.MODELS[model].items():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text(json.dumps(content))
-    kind = "upscaler" if model.endswith("upscaler") else "base"
-    stage = pipeline.open_stage(str(tmp_path), kind=kind, shapes_only=True)
+    stage = published(model, tmp_path)
     mesh = sharding.make_mesh(data=4, tensor=2)
     rules = config.base_config().sharding.rules
     how = {"rules": rules, "mesh": mesh, "min_bytes": 0, "heads": stage.heads}
