@@ -25,6 +25,7 @@ ROWS = P(("data", "fsdp"))
 Rules = Sequence[tuple[str, str]]
 LAYER_AXES = {"columns": -1, "rows": -2}  # of a kernel [..., inputs, outputs]: what `tensor` cuts
 NO_HEADS: Mapping[str, int] = {}
+_BLOCK = 256  # numbers of the last axis that share a scale, of 8-bit moments (`optim.adam8bit`)
 
 
 def make_mesh(
@@ -169,8 +170,8 @@ def spec(
 
     "columns" and "rows" cut a layer's outputs (the last axis) and inputs (the one before it) over
     `tensor`, in whole heads below a module in `heads`. Whatever is not to "replicate" is cut over
-    `fsdp` as well, unless it has less than `min_bytes`: along the largest other axis that divides,
-    the last one only where no other does, as 8-bit moments have blocks along it.
+    `fsdp` as well, unless it has less than `min_bytes`: along the largest other axis that divides;
+    the last one only where no other does, if that would cut blocks of 8-bit moments.
     """
     return _cut(path, leaf, rules=rules, mesh=mesh, min_bytes=min_bytes, heads=heads)[0]
 
@@ -194,7 +195,7 @@ def _cut(
     parts = mesh.shape["fsdp"]
     if parts > 1 and tree.nbytes({path: leaf}) >= min_bytes:
         free = [axis for axis, taken in enumerate(cut) if not taken]
-        last = len(cut) - 1
+        last = len(cut) - 1 if _cuts_blocks(leaf, parts) else None
         for axis in sorted(free, key=lambda axis: (axis == last, -leaf.shape[axis])):
             if leaf.shape[axis] % parts == 0:
                 cut[axis] = "fsdp"
@@ -204,6 +205,15 @@ def _cut(
     while cut and cut[-1] is None:
         cut.pop()
     return P(*cut), tuple(failed)
+
+
+def _cuts_blocks(leaf: Any, parts: int) -> bool:
+    """Whether this many parts of the last axis are no whole blocks of 8-bit moments.
+
+    A block on two devices has the whole axis gathered in each step.
+    """
+    last = leaf.shape[-1] if leaf.shape else 1
+    return last % _BLOCK == 0 and last // parts % _BLOCK != 0
 
 
 def _heads_of(path: str, heads: Mapping[str, int], default: int) -> int:

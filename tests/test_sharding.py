@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from toy_stage import optimizer
 
 from dreambooth_jax import config, optim, pipeline, sharding
+from dreambooth_jax.optim import adam8bit
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # tools are scripts, not a package
 import architectures
@@ -65,18 +66,20 @@ def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes):
     ("shape", "expected"),
     [
         ((64, 12), P("fsdp")),
-        ((12, 64), P("fsdp")),  # the last axis comes last
-        ((3, 3, 16, 32), P(None, None, "fsdp")),
-        ((8, 16, 32), P(None, "fsdp")),
-        ((66, 64), P(None, "fsdp")),  # no other axis is one that 4 divides
-        ((8, 66, 64), P("fsdp")),
+        ((12, 64), P(None, "fsdp")),
+        ((3, 3, 16, 32), P(None, None, None, "fsdp")),
+        ((66, 64), P(None, "fsdp")),  # the largest axis that 4 divides, not the largest
+        ((64, 1024), P(None, "fsdp")),
+        ((64, 512), P("fsdp")),  # 128 of 512 are half a block of 8-bit moments
+        ((3, 3, 16, 1280), P(None, None, "fsdp")),
+        ((66, 512), P(None, "fsdp")),  # no other axis divides
         ((7, 9, 4), P(None, None, "fsdp")),
         ((7, 9), P()),
         ((8,), P("fsdp")),
         ((), P()),
     ],
 )
-def test_the_largest_axis_but_the_last_that_divides_is_split(mesh, shape, expected):
+def test_the_largest_axis_that_divides_is_split(mesh, shape, expected):
     assert sharding.spec("a", leaf(*shape), rules=EVERYTHING, mesh=mesh, min_bytes=0) == expected
 
 
@@ -95,13 +98,12 @@ def test_no_block_of_8_bit_moments_of_a_published_network_is_cut(model, fsdp, tm
     stage = published(model, tmp_path)
     c = config.base_config().sharding
     mesh = SimpleNamespace(shape={"data": 1, "fsdp": fsdp, "tensor": 1})
-    blocks = 256  # numbers along the last axis (`optim.adam8bit`)
     for path, leaf_ in stage.abstract.items():
         how = {"rules": c.rules, "mesh": mesh, "min_bytes": c.min_bytes}
         found = sharding.spec(path, leaf_, heads=stage.heads, **how)
         last = leaf_.shape[-1] if leaf_.shape else 1
-        if len(found) == len(leaf_.shape) and last % blocks == 0:
-            assert found == P() or (last // fsdp) % blocks == 0, (path, leaf_.shape, found)
+        if len(found) == len(leaf_.shape) and last % adam8bit.BLOCK == 0:
+            assert found == P() or (last // fsdp) % adam8bit.BLOCK == 0, (path, leaf_.shape, found)
 
 
 @pytest.mark.parametrize(("min_bytes", "expected"), [(4 * 64, P("fsdp")), (4 * 64 + 1, P())])
@@ -176,7 +178,7 @@ def test_a_state_of_another_shape_than_its_parameter_is_not_split(mesh):
 )
 def test_scales_of_8_bit_moments_are_split_as_their_codes_are_but_along_the_blocks(sizes, spec):
     mesh = sharding.make_mesh(**sizes)
-    params = {"a/first/kernel": leaf(64, 1024)}
+    params = {"a/first/kernel": leaf(1024, 512)}
     places = sharding.shardings(params, rules=PAIRS, mesh=mesh, min_bytes=0)
     state = jax.eval_shape(optim.make(optimizer("adamw8bit"), num_steps=10).init, params)
     found = sharding.like_parameters(state, places, params, mesh)
@@ -184,7 +186,7 @@ def test_scales_of_8_bit_moments_are_split_as_their_codes_are_but_along_the_bloc
         value.shape: place.spec
         for value, place in zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True)
     }
-    assert by_shape == {(): P(), (64, 1024): spec, (64, 4): P("fsdp")}
+    assert by_shape == {(): P(), (1024, 512): spec, (1024, 2): P("fsdp")}
 
 
 def test_8_bit_moments_are_updated_where_they_are():
@@ -217,13 +219,13 @@ def test_put_and_fetch_bring_an_array_back_and_split_it_in_between(mesh, rng):
 
 
 def test_the_table_counts_leaves_numbers_and_bytes_of_each_way(mesh):
-    flat = {"a": leaf(1024, 512), "b": leaf(255, 1024), "c": leaf(5, 3), "d": leaf(2)}
+    flat = {"a": leaf(1024, 512), "b": leaf(256, 1024), "c": leaf(5, 3), "d": leaf(2)}
     places = sharding.shardings(flat, rules=EVERYTHING, mesh=mesh, min_bytes=1024)
     rows = [line.split() for line in sharding.table(flat, places).splitlines()]
     assert rows[0] == ["sharding", "leaves", "parameters", "MiB"]
-    # 1024·512 numbers of 4 bytes are 2 MiB, split along rows; 255·1024 are 1 MiB, along columns.
+    # 1024·512 numbers of 4 bytes are 2 MiB, split along rows; 256·1024 are 1 MiB, along columns.
     assert sorted(row[-3:] for row in rows[1:]) == [
-        ["1", "261,120", "1.0"],
+        ["1", "262,144", "1.0"],
         ["1", "524,288", "2.0"],
         ["2", "17", "0.0"],
     ]
