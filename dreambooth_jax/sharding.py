@@ -202,9 +202,14 @@ def _cut(
                 break
         else:
             failed.append("fsdp")
+    return _as_spec(cut), tuple(failed)
+
+
+def _as_spec(cut: list[str | None]) -> P:
+    """Without what is not cut at its end, so that specs of one meaning are equal."""
     while cut and cut[-1] is None:
         cut.pop()
-    return P(*cut), tuple(failed)
+    return P(*cut)
 
 
 def _cuts_blocks(leaf: Any, parts: int) -> bool:
@@ -252,9 +257,7 @@ def like_parameters(
             return NamedSharding(mesh, P())
         sizes = zip(by_path[path].spec, leaf.shape, params[path].shape, strict=False)
         cut = [axis if own == its else None for axis, own, its in sizes]
-        while cut and cut[-1] is None:
-            cut.pop()
-        return NamedSharding(mesh, P(*cut))
+        return NamedSharding(mesh, _as_spec(cut))
 
     return jax.tree_util.tree_map_with_path(place, state)
 

@@ -146,7 +146,7 @@ def old_file(*pickles):
 
 def test_nothing_in_a_file_is_run(tmp_path):
     (tmp_path / "evil.pth").write_bytes(old_file({"weight": Evil(tmp_path / "written")}, []))
-    with pytest.raises(ValueError, match=r"wants _?io\.open.*It was not read"):
+    with pytest.raises(ValueError, match=rf"wants {open.__module__}\.open.*It was not read"):
         torch_file.read(tmp_path / "evil.pth")
     assert not (tmp_path / "written").exists()
 

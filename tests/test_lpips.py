@@ -152,7 +152,7 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("evil", r"wants _?io\.open.*It was not read"),
+        ("evil", rf"wants {open.__module__}\.open.*It was not read"),
         ({"a": [1, 2]}, "a is list, not an array"),
         ({"a": np.array(["text"])}, "dtype 'U4'"),
         ({"a": np.array([None])}, "dtype 'O8'"),
