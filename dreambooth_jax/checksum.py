@@ -25,7 +25,7 @@ def checksums(flat: Mapping[str, jax.Array]) -> dict[str, str]:
             leaf = jax.random.key_data(leaf)
         on_host = leaf.is_fully_addressable and next(iter(leaf.devices())).platform == "cpu"
         # Waiting for each: on CPU, programs of several processes that are under way together take
-        # each other's threads, and wait for ever.
+        # each other's threads, and deadlock.
         sums[name] = _on_host(np.asarray(leaf)) if on_host else int(_on_device(leaf))
     return {name: f"{total:08x}" for name, total in sums.items()}
 

@@ -17,6 +17,8 @@ from typing import cast
 
 from etils import epath
 
+from dreambooth_jax import untrusted
+
 _BUCKET = "gs://"
 
 
@@ -47,7 +49,7 @@ def at(place: str | os.PathLike[str]) -> Path:
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether it is in a bucket."""
+    """Returns True for a path in a bucket."""
     return "://" in os.fspath(path)
 
 
@@ -121,6 +123,7 @@ def mirror(source: Path, place: Path, *, patterns: Sequence[str]) -> None:
 
     Raises:
       FileNotFoundError: `source` has no such file.
+      FileError: an object's name leads out of `place`; nothing is copied then.
     """
     import filelock
     import fsspec
@@ -131,7 +134,13 @@ def mirror(source: Path, place: Path, *, patterns: Sequence[str]) -> None:
         name.removeprefix(f"{start}/"): about
         for name, about in system.find(start, detail=True).items()
     }
-    wanted = [name for name in found if any(fnmatch.fnmatch(name, each) for each in patterns)]
+    # A name that ends in a slash is a console's mark of an empty folder.
+    wanted = [
+        name
+        for name in found
+        if not name.endswith("/") and any(fnmatch.fnmatch(name, each) for each in patterns)
+    ]
+    targets = {name: untrusted.below(place, name, of=os.fspath(source)) for name in wanted}
     if not wanted:
         raise FileNotFoundError(f"no file in {source} that is {' or '.join(patterns)}.")
     place.mkdir(parents=True, exist_ok=True)
@@ -141,7 +150,7 @@ def mirror(source: Path, place: Path, *, patterns: Sequence[str]) -> None:
                 path.unlink()
         for name in wanted:
             size, time = found[name]["size"], found[name]["mtime"].timestamp()
-            file = place / name
+            file = targets[name]
             there = file.stat() if file.is_file() else None
             if there is None or (there.st_size, there.st_mtime) != (size, time):
                 with written(file) as part:
@@ -159,7 +168,7 @@ def _copied(address: str) -> "tempfile.TemporaryDirectory[str]":
     place = Path(made.name) / folder.name
     place.mkdir()
     for path in paths:
-        (place / path.name).write_bytes(path.read_bytes())
+        untrusted.below(place, path.name, of=address).write_bytes(path.read_bytes())
     return made
 
 

@@ -1,61 +1,45 @@
-"""The command line.
+"""The main program: flags, logging, one call of a mode.
 
     python -m dreambooth_jax.main --config=configs/imagen_like.py --workdir=runs/bird
 
-Kept short on purpose: everything below it can be imported and tested without flags.
+`--help` prints `usage.text`.
 """
 
 import logging as std_logging
 import os
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from dreambooth_jax import chips, compile_cache, files, hosts, log_file, untrusted, usage
 from dreambooth_jax import config as configs
-from dreambooth_jax import experiment, files, hosts
 from dreambooth_jax.checkpoint import CheckpointError
-from dreambooth_jax.experiment import benchmark
+from dreambooth_jax.experiment.modes.table import MODES, help_text
+from dreambooth_jax.experiment.parts import outline
 from dreambooth_jax.train import Interrupted, NonFiniteError
 
 FLAGS = flags.FLAGS
+# What is told by its message alone; a traceback is for mistakes of this program.
+FORESEEN = (ValueError, OSError, ImportError, MemoryError, CheckpointError, NonFiniteError)
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The settings: a file of configs/.", lock_config=True
+    "config", None, "Name or file of a configuration, as listed above.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string(
     "workdir",
     "",
     "Folder of the run, or gs://BUCKET/FOLDER; '' is runs/<name of the config>-<class noun>.",
 )
-MODES = {
-    "train": experiment.run,
-    "sample": experiment.sample,
-    "export": experiment.export,
-    "identify": experiment.identify,
-    "evaluate": experiment.evaluate,
-    "precompile": experiment.forecast,
-    "benchmark": benchmark.run,
-}
-_MADE = {
-    "train": "report",
-    "sample": "pictures",
-    "export": "fine-tuned model",
-    "identify": "identifiers",
-    "evaluate": "scores",
-    "precompile": "forecast",
-    "benchmark": "scores",
-}
 _OWN = ("compile.cache_dir", "hub.cache_dir")  # every host may have its own
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
     list(MODES),
-    "The whole run; draw sample.prompts, or export, with a run's checkpoints; find identifiers; "
-    "score a run's pictures, or a folder's; compile for a TPU that is not here; learn and score "
-    "every subject of a benchmark.",
+    help_text(),
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -75,6 +59,20 @@ HOST_TIMEOUT = flags.DEFINE_integer(
 flags.mark_flag_as_required("config")
 
 
+def options() -> dict[str, str]:
+    """The flags of this program that a user sets, by name, with their sentences."""
+    shown = (WORKDIR, COORDINATOR, NUM_PROCESSES, PROCESS_ID, HOST_TIMEOUT)
+    return {each.name: FLAGS[each.name].help for each in shown}
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line as `config.parse_flags` does; prints the help text for `--help`."""
+    if {"--help", "-h", "-help", "--helpshort"} & {*argv[1:]}:
+        print(usage.text(options(), installed=False), end="")
+        sys.exit(0)
+    return configs.parse_flags(argv)
+
+
 def default_workdir(config: configs.ConfigDict) -> Path:
     """`runs/<config>-<subject>`, so that another subject does not land in the same folder.
 
@@ -85,43 +83,56 @@ def default_workdir(config: configs.ConfigDict) -> Path:
     name = Path(path).stem
     if name == "of_run":
         return files.at(arg)
-    if MODE.value == "benchmark":
+    if MODE.value in ("benchmark", "fleet"):
         return Path("runs") / name
     images = config.subject.images
     subject = config.subject.class_noun if images == "embedded" else Path(images).name
     return Path("runs") / f"{name}-{subject}".replace(" ", "_")
 
 
-def use_compile_cache(setting: str) -> None:
-    """Keeps compiled programs between runs, in the folder `setting`.
-
-    "" is where JAX_COMPILATION_CACHE_DIR says, else the user's cache folder; "off" keeps none.
-    """
-    if setting == "off":
-        jax.config.update("jax_enable_compilation_cache", False)
-        return
-    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
-    if before and not setting:
-        return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", setting or str(cache / "dreambooth_jax" / "xla"))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def quiet_others() -> None:
     """Keeps the log to what this program says: libraries are heard from warnings on."""
-
-    def ours(record: Any) -> bool:
-        from_us = "dreambooth_jax" in Path(record.pathname).parts
-        return from_us or record.levelno >= std_logging.WARNING
-
     level = max(FLAGS.verbosity, logging.INFO)
     if PROCESS_ID.value and level == logging.INFO:  # one process tells what all of them do
         level = logging.WARNING
     logging.set_verbosity(level)
     logging.use_absl_handler()
-    logging.get_absl_handler().addFilter(ours)
+    logging.get_absl_handler().addFilter(log_file.is_ours)
+    if level <= logging.INFO:  # of what is sought by --verbosity=1, file and line are of use
+        logging.get_absl_handler().setFormatter(log_file.Short())
+    std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
+    threading.excepthook = _in_background
+
+
+def _in_background(about: threading.ExceptHookArgs) -> None:
+    """One line for what ends a library's thread; the error is told where it is waited for."""
+    name = about.thread.name if about.thread else "?"
+    error = about.exc_value or about.exc_type()
+    logging.debug("thread %s: %s", name, error, exc_info=error)
+    logging.warning("thread %s: %s", name, untrusted.in_short(error))
+
+
+def choose_platform() -> None:
+    """Asks for the TPU where one is plugged in and JAX_PLATFORMS does not say otherwise.
+
+    Then a TPU that another program holds, or that lacks its driver, is an error; by default jax
+    would train on the CPU.
+    """
+    if not os.environ.get("JAX_PLATFORMS") and chips.tpus_here():
+        jax.config.update("jax_platforms", "tpu,cpu")
+
+
+def without_device(error: Exception) -> str:
+    """The message for a device that does not start, "" for other errors."""
+    reason = str(error).strip().partition("\n")[0]
+    if not isinstance(error, RuntimeError) or "nable to initialize backend" not in reason:
+        return ""
+    return (
+        f"The accelerator does not start: {reason} Another program may hold it, also one that was "
+        "stopped badly: `sudo lsof -w /dev/accel* /dev/vfio/*` (TPU) or `nvidia-smi` (GPU) shows "
+        "which; end it. Or its package is not installed: pip install 'dreambooth_jax[tpu]' or "
+        "'dreambooth_jax[cuda]'. JAX_PLATFORMS=cpu runs on the CPU."
+    )
 
 
 def joined(folder: Path) -> hosts.Watch | None:
@@ -137,18 +148,37 @@ def joined(folder: Path) -> hosts.Watch | None:
     return hosts.Watch(str(folder), timeout=HOST_TIMEOUT.value)
 
 
+def told(error: BaseException) -> str:
+    """The message of a foreseen error: never empty, and with the file of one of the system's."""
+    return str(error).strip() or untrusted.in_short(error)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the program at once, also where a library's thread would be waited for.
+
+    Orbax's threads wait minutes for a folder that a failed save has not made.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    threads = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if any(not thread.daemon for thread in threads):
+        os._exit(code)
+    sys.exit(code)
+
+
 def main(argv: list[str]) -> None:
     """Runs the experiment; ends with a message and an exit code where something is wrong."""
     del argv
     quiet_others()
-    config = CONFIG.value
+    config, mode = CONFIG.value, MODES[MODE.value]
     try:
         folder = files.at(WORKDIR.value) if WORKDIR.value else default_workdir(config)
     except ValueError as error:
         logging.error("--workdir=%s", error)
         sys.exit(1)
+    choose_platform()
     watch = joined(folder)
-    use_compile_cache(config.compile.cache_dir)
+    compile_cache.use(config.compile.cache_dir)
     try:
         settings = {k: v for k, v in configs.flatten(config).items() if k not in _OWN}
         hosts.agree(
@@ -156,27 +186,32 @@ def main(argv: list[str]) -> None:
             {"--mode": MODE.value, "--workdir": str(folder), "--config": settings},
             remedy="Start every process with the same arguments.",
         )
-        made = MODES[MODE.value](config, folder)
+        with outline.of_mode(MODE.value, folder):
+            made = mode.function(config, folder)
     except Interrupted as interrupted:
         logging.warning("%s", interrupted)
         if watch:
             watch.end()
         sys.exit(interrupted.exit_code)
-    except (ValueError, OSError, CheckpointError, NonFiniteError) as error:
+    except FORESEEN as error:
         if watch:
             watch.failed(error, expected=FLAGS.verbosity <= logging.INFO)
         if FLAGS.verbosity > logging.INFO:
             raise
-        logging.error("%s", error)
-        sys.exit(1)
+        logging.error("%s", told(error))
+        leave(1)
     except Exception as error:
+        message = without_device(error)
         if watch:
-            watch.failed(error, expected=False)
-        raise
+            watch.failed(error, expected=bool(message))
+        if not message:
+            raise
+        logging.error("%s", message)
+        leave(1)
     if watch:
         watch.end()
-    logging.info("Done. The %s: %s", _MADE[MODE.value], made)
+    logging.info("Done. The %s: %s", mode.leaves, made)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=configs.parse_flags)
+    app.run(main, flags_parser=parse_flags)

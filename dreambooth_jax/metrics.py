@@ -1,6 +1,6 @@
-"""Where numbers, pictures and texts of a run go: one interface, with the method names of clu's.
+"""Writers of a run's numbers and pictures: JSON lines, TensorBoard, several at once.
 
-clu's own writers fit wherever a `Writer` is asked for; they need TensorFlow, these do not.
+Method names and arguments are those of clu's `MetricWriter`, whose own writers need TensorFlow.
 """
 
 import contextlib
@@ -9,20 +9,22 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
 
-from dreambooth_jax import files
+from dreambooth_jax import files, untrusted
 
 _SECONDS = 10  # between two writings of a file in a bucket
 
+_MOST = 2**63  # whole numbers below it are what a file of numbers can hold
 _RESERVED = ("step", "time")  # the writer's own keys in a line of metrics.jsonl
 
 
 class Writer(Protocol):
-    """What every writer can be told; names and arguments are those of clu's `MetricWriter`."""
+    """The interface of all writers, a part of clu's `MetricWriter`."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Takes numbers, or arrays of one element, by name."""
@@ -34,7 +36,7 @@ class Writer(Protocol):
         """Takes texts by name."""
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Takes the run's settings, flat; once per run."""
+        """Takes the settings of the run by key."""
 
     def flush(self) -> None:
         """Puts everything taken so far where others can read it."""
@@ -48,8 +50,8 @@ class JsonlWriter:
 
     Every line is written out at once, to a bucket every few seconds, as nothing can be added to a
     file there. An existing file is continued; what a killed run left of its
-    last line is removed. JSON has no NaN and no infinity: both become null. Pictures, texts and
-    settings are not kept here.
+    last line is removed. JSON has no NaN and no infinity: both become null. Pictures are
+    not kept here.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -84,13 +86,13 @@ class JsonlWriter:
             file.write(whole)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """Nothing: a JSON line is no place for pictures."""
+        """Ignores pictures: a JSON line holds none."""
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Nothing: lines hold numbers only."""
+        """Ignores texts: these are numbers."""
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Nothing: lines hold numbers only."""
+        """Ignores settings: they are in config.json."""
 
     def flush(self) -> None:
         """Sends what waits for a bucket; on this computer every line is in the file already."""
@@ -105,32 +107,6 @@ class JsonlWriter:
         with files.written(self.path) as part:
             part.write_bytes(self._text)
         self._sent = time.monotonic()
-
-
-class ConsoleWriter:
-    """Numbers and texts as short lines of the log, such as `step 10: loss 0.5, lr 1e-05`."""
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Logs all numbers in one line, in their order, with five significant digits."""
-        values = (f"{name} {_number(name, value):.5g}" for name, value in scalars.items())
-        logging.info("step %d: %s", step, ", ".join(values))
-
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """Nothing: a console shows no pictures."""
-
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Logs one line per text."""
-        for name, text in texts.items():
-            logging.info("step %d: %s: %s", step, name, text)
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Nothing: settings are no single short line."""
-
-    def flush(self) -> None:
-        """Nothing is waiting."""
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 class TensorBoardWriter:
@@ -168,15 +144,20 @@ class TensorBoardWriter:
             self._writer.add_images(name, grid, int(step), dataformats="NHWC")
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """One text per name; TensorBoard reads it as Markdown."""
+        """Writes one text per name."""
         for name, text in texts.items():
             self._writer.add_text(name, text, int(step))
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Settings for TensorBoard's comparison of runs, in a subfolder of their own."""
-        plain = (bool, int, float, str)
-        values = {k: v if isinstance(v, plain) else str(v) for k, v in hparams.items()}
-        self._writer.add_hparams(values, {}, name="hparams")
+        """Writes the settings for the table of runs (the plugin "hparams")."""
+        from tensorboardX.summary import hparams as summary
+
+        plain = {
+            key: x if isinstance(x, bool | int | float | str) else repr(x)
+            for key, x in hparams.items()
+        }
+        for part in summary(plain, {}):
+            self._writer.file_writer.add_summary(part)
 
     def flush(self) -> None:
         """Writes what waits in memory."""
@@ -229,24 +210,37 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a `JsonlWriter`, one per step, by step; null is None.
 
     A run that went on from a checkpoint writes some steps a second time: the last value per step
-    and name counts. A half-written last line is left out. Raises ValueError on any other bad line.
+    and name counts. A half-written last line is left out. So is any other bad line, and a value
+    that is no number, with a warning: a line of a log is no reason to end a run.
     """
     path = files.at(path)
-    lines = path.read_bytes().split(b"\n")
+    lines = untrusted.regular(path).read_bytes().split(b"\n")
     records: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         record = _parsed(line)
         if record is None:
-            if number == len(lines):  # no line end after it: the run was killed, or is writing it
-                continue
-            raise ValueError(
-                f"{path}, line {number}: found {line[:80].decode(errors='replace')!r}, expected a "
-                'JSON object with an integer "step"; delete the line'
-            )
-        records.setdefault(record["step"], {}).update(record)
+            if number < len(lines):  # the last one has no line end: it was, or is being, written
+                _left_out(path, number, line.decode(errors="replace"), "a JSON object with a step")
+            continue
+        sound = {name: value for name, value in record.items() if _is_number(value)}
+        for name in record.keys() - sound.keys():
+            _left_out(path, number, f"{name} = {record[name]!r}", "a number or null")
+        records.setdefault(record["step"], {}).update(sound)
     return [records[step] for step in sorted(records)]
+
+
+def _left_out(path: Path, number: int, found: str, expected: str) -> None:
+    logging.warning(
+        "%s, line %d: found %.80r, expected %s; it is left out", path, number, found, expected
+    )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | type(None)):
+        return False
+    return value is None or isinstance(value, float) or abs(value) < _MOST
 
 
 def _whole(text: bytes) -> bytes:
@@ -261,10 +255,10 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     """The record in a line, or None when it holds none."""
     try:
         record = json.loads(line)
-    except ValueError:  # bad JSON or bad UTF-8
+    except (ValueError, RecursionError):  # bad JSON or bad UTF-8; nested without end
         return None
     if isinstance(record, dict) and isinstance(record.get("step"), int):
-        return record
+        return record if 0 <= record["step"] < _MOST else None
     return None
 
 

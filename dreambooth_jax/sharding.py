@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh, regex tables from paths to shardings, the table of what went where.
+"""Sharding: the mesh, regex tables from paths to shardings, the table of shardings.
 
 Axes: `data` splits the rows of a batch; `fsdp` splits rows as well, and the parameters and
 optimizer state (ZeRO-3, Rajbhandari et al. 2020); `tensor` splits single layers, in pairs: the
@@ -18,7 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dreambooth_jax import tree
+from dreambooth_jax import kernels, tree
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))
@@ -29,9 +29,17 @@ _BLOCK = 256  # numbers of the last axis that share a scale, of 8-bit moments (`
 
 
 def make_mesh(
-    *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[Any] | None = None,
+    rows: int | None = None,
 ) -> Mesh:
     """A mesh over all devices; one size may be -1: it takes what the others leave.
+
+    rows: of a forward pass, over which an open `data` must divide. Devices that are left over then
+    split layers (`tensor`) instead of standing idle.
 
     Where devices are on several fast networks (slices of TPUs, hosts of GPUs, processes), `data`
     goes over the slower one between these, `fsdp` only where `data` is too small, `tensor` never.
@@ -45,6 +53,8 @@ def make_mesh(
     known = int(np.prod([size for size in sizes.values() if size != -1]))
     if len(open_axes) == 1 and len(devices) % known == 0:
         sizes[open_axes[0]] = len(devices) // known
+        if rows is not None and open_axes == ["data"]:
+            sizes |= for_rows(rows, **sizes)
     if int(np.prod(list(sizes.values()))) != len(devices):
         asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
         raise ValueError(
@@ -68,6 +78,17 @@ def make_mesh(
     return Mesh(array, AXES, axis_types=axis_types)
 
 
+def for_rows(rows: int, *, data: int, fsdp: int, tensor: int) -> dict[str, int]:
+    """Returns the sizes with the largest part of `data` over which `rows` divide.
+
+    The rest goes to `tensor`. Sizes stay as they are where no part would do.
+    """
+    fitting = [n for n in range(1, data + 1) if data % n == 0 and rows % (n * fsdp) == 0]
+    if not fitting:  # `check_rows` says so
+        return {"data": data, "fsdp": fsdp, "tensor": tensor}
+    return {"data": fitting[-1], "fsdp": fsdp, "tensor": tensor * data // fitting[-1]}
+
+
 def _network(device: Any) -> tuple[int, str]:
     """The fast network that a device is on, and what those are: slices, or else processes."""
     found = getattr(device, "slice_index", None)
@@ -77,7 +98,7 @@ def _network(device: Any) -> tuple[int, str]:
 
 
 def _networks(devices: Sequence[Any]) -> tuple[int, str]:
-    """How many fast networks there are, and their word.
+    """Returns the number of fast networks, and their name.
 
     Raises:
       ValueError: they have not all as many devices.
@@ -166,7 +187,7 @@ def spec(
     min_bytes: int,
     heads: Mapping[str, int] = NO_HEADS,
 ) -> P:
-    """How a leaf is split, by the first rule that matches its path.
+    """Returns the `PartitionSpec` of a leaf, by the first rule that matches its path.
 
     "columns" and "rows" cut a layer's outputs (the last axis) and inputs (the one before it) over
     `tensor`, in whole heads below a module in `heads`. Whatever is not to "replicate" is cut over
@@ -213,7 +234,7 @@ def _as_spec(cut: list[str | None]) -> P:
 
 
 def _cuts_blocks(leaf: Any, parts: int) -> bool:
-    """Whether this many parts of the last axis are no whole blocks of 8-bit moments.
+    """Returns True if so many parts of the last axis would cut blocks of 8-bit moments.
 
     A block on two devices has the whole axis gathered in each step.
     """
@@ -235,10 +256,22 @@ def shardings(
     mesh: Mesh,
     min_bytes: int,
     heads: Mapping[str, int] = NO_HEADS,
-) -> dict[str, NamedSharding]:
-    """The sharding of each leaf of a flat dictionary; `heads` as in `spec`."""
+) -> dict[str, Any]:
+    """The sharding of each leaf of a flat dictionary; `heads` as in `spec`.
+
+    The scales of a kernel in 8 bits are where its output channels are.
+    """
     how: dict[str, Any] = {"rules": rules, "mesh": mesh, "min_bytes": min_bytes, "heads": heads}
-    return {path: NamedSharding(mesh, spec(path, leaf, **how)) for path, leaf in flat.items()}
+
+    def place(path: str, leaf: Any) -> Any:
+        found = spec(path, leaf, **how)
+        whole = NamedSharding(mesh, found)
+        if not isinstance(leaf, kernels.Int8):
+            return whole
+        channels = found[-1] if len(found) == len(leaf.shape) else None
+        return kernels.Int8(whole, NamedSharding(mesh, _as_spec([channels])))
+
+    return {path: place(path, leaf) for path, leaf in flat.items()}
 
 
 def like_parameters(
@@ -303,7 +336,7 @@ def fetch(array: jax.Array | np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _gather(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """What brings an array to all devices; kept, else each leaf of a model would compile its own.
+    """Returns the program that gathers an array; cached, else each leaf would compile its own.
 
     Leaves of one shape and sharding share a program.
     """
@@ -318,7 +351,7 @@ def left_whole(
     min_bytes: int,
     heads: Mapping[str, int] = NO_HEADS,
 ) -> str:
-    """Which leaves the rules would split but no axis of theirs divides; "" where there are none."""
+    """Lists leaves that are not sharded because no axis divides; "" if there are none."""
     how: dict[str, Any] = {"rules": rules, "mesh": mesh, "min_bytes": min_bytes, "heads": heads}
     failed: dict[str, list[str]] = {}
     for path, leaf in flat.items():
@@ -341,10 +374,12 @@ def left_whole(
 
 
 def table(flat: Mapping[str, Any], by_path: Mapping[str, NamedSharding]) -> str:
-    """Where it went: leaves, numbers and bytes for each way of splitting."""
+    """Table of sharding specs: leaves, parameters and bytes of each."""
     groups: dict[str, list[str]] = {}
     for path in flat:
-        groups.setdefault(str(by_path[path].spec), []).append(path)
+        place = by_path[path]
+        place = place.values if isinstance(place, kernels.Int8) else place
+        groups.setdefault(str(place.spec), []).append(path)
     lines = [f"{'sharding':<32}{'leaves':>8}{'parameters':>16}{'MiB':>10}"]
     for name, paths in sorted(groups.items()):
         part = {path: flat[path] for path in paths}

@@ -77,12 +77,12 @@ def check_keys(expected: Iterable[str], found: Iterable[str], *, what: str) -> N
 
 
 def count(flat: Mapping[str, Any]) -> int:
-    """How many numbers the leaves hold together."""
+    """Counts the numbers in all leaves."""
     return sum(int(np.prod(leaf.shape)) for leaf in flat.values())
 
 
 def nbytes(flat: Mapping[str, Any]) -> int:
-    """How many bytes the leaves take together; works for abstract leaves too."""
+    """Returns the bytes of all leaves; works for abstract leaves too."""
     return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in flat.values())
 
 

@@ -15,6 +15,7 @@
 #   --queued                  wait for it in the queue (queued resources)
 #   --spot                    a spot TPU, which may be taken away
 #   --photos=FOLDER           copied to all workers as photos/FOLDER's name
+#   --studio                  start the page over the runs on worker 0, and print how to open it here
 #   --detach                  leave once the run has started; the same command follows it again
 #   --retries=N               how often a preempted TPU is made again (default 100)
 #   --delete                  delete the TPU (and its queued request) and do nothing else
@@ -23,7 +24,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 name='' zone='' type='' version='' project='' photos=''
-queued=false spot=false detach=false delete=false dry=false retries=100
+queued=false spot=false detach=false delete=false dry=false studio=false retries=100
 
 fail() {
   echo "launch/tpu_vm.sh: $*" >&2
@@ -41,6 +42,7 @@ while [[ $# -gt 0 ]]; do
     --queued) queued=true ;;
     --spot) spot=true ;;
     --detach) detach=true ;;
+    --studio) studio=true ;;
     --delete) delete=true ;;
     --dry-run) dry=true ;;
     --help | -h)
@@ -119,7 +121,7 @@ install() {
   run git archive --format=tar.gz --output="$archive" HEAD
   copy dreambooth_jax.tar.gz "$archive"
   on_all 'mkdir -p dreambooth_jax && tar -xzf dreambooth_jax.tar.gz -C dreambooth_jax'
-  on_all 'cd dreambooth_jax && python3 -m venv .venv && .venv/bin/pip install -q -U "jax[tpu]" -e ".[gcs]"'
+  on_all 'cd dreambooth_jax && python3 -m venv .venv && .venv/bin/pip install -q -U "jax[tpu]" -e ".[gcs,studio]"'
   if [[ -n $photos ]]; then
     on_all 'mkdir -p dreambooth_jax/photos'
     copy dreambooth_jax/photos/ --recurse "$photos"
@@ -128,10 +130,25 @@ install() {
 start() {
   local words
   words=$(printf '%q ' "$@")
+  # JAX_PLATFORMS: without the TPU, which another program may hold, it ends instead of using the CPU.
   # A run that is under way is left alone. setsid: it outlives this connection.
   on_all "cd dreambooth_jax && { kill -0 \$(cat run.pid) 2>/dev/null || { setsid nohup \
-.venv/bin/python -m dreambooth_jax.main --coordinator=auto ${words% } >run.log 2>&1 </dev/null & \
+env JAX_PLATFORMS=tpu,cpu .venv/bin/python -m dreambooth_jax.main --coordinator=auto ${words% } >run.log 2>&1 </dev/null & \
 echo \$! >run.pid; }; }"
+}
+watch() { # the page reads the runs' folder; it never touches the TPU
+  local word runs=runs
+  for word in "$@"; do
+    if [[ $word == --workdir=*/* ]]; then
+      runs=${word#*=}
+      runs=${runs%/*}
+    fi
+  done
+  tpu ssh --worker=0 --command="cd dreambooth_jax && { kill -0 \$(cat studio.pid) 2>/dev/null || \
+{ JAX_PLATFORMS=cpu setsid nohup .venv/bin/python -m dreambooth_jax.studio $(printf '%q' "$runs") \
+--port 8765 >studio.log 2>&1 </dev/null & echo \$! >studio.pid; }; } && sleep 5 && cat studio.log"
+  echo "To open the page here, keep this running and open the address above:"
+  dry=true tpu ssh --worker=0 -- -L 8765:localhost:8765
 }
 follow() { # ends when worker 0's run does; its status is the run's
   tpu ssh --worker=0 --command="cd dreambooth_jax && tail -n +1 --pid=\$(cat run.pid) -F run.log; \
@@ -155,6 +172,7 @@ for ((attempt = 0; attempt <= retries; attempt++)); do
     install
   fi
   start "$@"
+  if $studio; then watch "$@"; fi
   if $detach; then exit 0; fi
   if follow; then exit 0; fi
   $dry && exit 0

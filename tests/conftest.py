@@ -4,8 +4,11 @@ The environment is set before anything imports jax, so that worker processes of 
 programs started by a test inherit it.
 """
 
+import gc
 import os
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -23,6 +26,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(REPOSITORY / ".pytest_cache" / "d"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # Nothing is downloaded in a test; a hub id that slips in fails at once instead of after a time-out.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# gcsfs chooses on its import whether to speak gRPC as well, which the server of these tests does
+# not: it would wait for an answer from Google for ever.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 import hypothesis  # noqa: E402 (the environment above must come first)
 import numpy as np  # noqa: E402 (same)
@@ -31,7 +37,7 @@ import pytest  # noqa: E402 (same)
 hypothesis.settings.register_profile(
     "house",
     deadline=None,  # the first example of a test compiles, the others do not
-    derandomize=True,  # a red test stays red until it is mended
+    derandomize=True,  # a test that failed fails again until its fault is fixed
     max_examples=25,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
@@ -49,6 +55,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_of_a_file() -> Iterator[None]:
+    """Frees the compiled programs of a file after its last test: a worker runs a hundred files."""
+    yield
+    jax = sys.modules.get("jax")
+    if jax is not None:
+        jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

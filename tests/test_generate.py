@@ -4,7 +4,10 @@ Where the network is a formula, the picture is known; the tiny cascade shows the
 """
 
 import dataclasses
+import io
+import sys
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import cascades
@@ -13,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreambooth_jax import generate, pipeline, rng, sharding
+from dreambooth_jax import families, generate, pipeline, rng, sharding
 from dreambooth_jax.diffusion import sampler, schedule
+from dreambooth_jax.pipeline import Frame
 
 PROMPTS = ["a zib bird", "a bird", "a zib bird in the snow", "a zib bird", "a bird"]
 SEEDS = [0, 1, 2, 2**32 - 1, 1]
@@ -38,14 +42,23 @@ class Formula:
 
     def __post_init__(self) -> None:
         raw = {"prediction_type": self.prediction_type, "clip_sample": False, "beta_end": 0.002}
-        self.schedule = schedule.from_config(raw)
+        self.path = schedule.from_config(raw)
+        self.family = SimpleNamespace(guidance="classifier_free")
 
     @property
     def sample_shape(self):
-        return self.size, self.size, self.channels
+        return *(side // self.codec.factor for side in self.asked or [self.size] * 2), self.channels
 
-    def unguided(self, table):
-        return table[:1]
+    def at(self, size):
+        other = dataclasses.replace(self)
+        other.codec, other.asked = self.codec, Frame((4, 4), self.codec.factor).at(size)
+        return other
+
+    @property
+    def conditioner(self):
+        return SimpleNamespace(empty=lambda table: table[:1])
+
+    codec, asked = SimpleNamespace(factor=1), None
 
     def decode(self, params, x0, *, shards=1):
         return x0
@@ -70,10 +83,14 @@ def settings(name="ddpm", **changed) -> generate.Settings:
     return generate.Settings(**{**values, **changed})
 
 
-def draw(stage, rows, seeds, *, low_res=None, numbers=(0.1, 0.2, -0.15), **changed) -> np.ndarray:
+def draw(
+    stage, rows, seeds, *, low_res=None, numbers=(0.1, 0.2, -0.15), more=None, **changed
+) -> np.ndarray:
     table = jnp.asarray(numbers, jnp.float32)[:, None, None]  # one token of one number
     run = jax.jit(partial(generate.sample_batch, stage=stage, settings=settings(**changed)))
-    return np.asarray(run({}, table, np.asarray(rows), np.asarray(seeds, np.uint32), low_res))
+    given = {"prompt": np.asarray(rows), "seed": np.asarray(seeds, np.uint32), **(more or {})}
+    given |= {} if low_res is None else {"low_res": low_res}
+    return np.asarray(run({}, table, given))
 
 
 def assert_plain(images: np.ndarray, expected: list[float]) -> None:
@@ -90,6 +107,15 @@ def test_guidance_moves_from_the_empty_prompt_to_the_row_s_own(name):
     assert_plain(images, [0.4, -0.65, 0.1])
 
 
+def test_guidance_leads_away_from_the_negative_prompt_in_the_place_of_the_empty_one():
+    """u + 3 (c - u) with u = -0.15, the third row of the table, is 0.3 + 3 c."""
+    away = {"negative": np.array([2, 2, 2])}
+    assert_plain(draw(Formula(), [1, 2, 0], [5, 6, 7], more=away), [0.9, -0.15, 0.6])
+    # One each, as a table of two prompts has them.
+    away = {"negative": np.array([2, 1, 0])}
+    assert_plain(draw(Formula(), [1, 2, 0], [5, 6, 7], more=away), [0.9, -0.85, 0.1])
+
+
 def test_rows_keep_their_own_low_res_image_and_its_level_of_noise():
     low = np.array([-0.2, -0.55, -0.05], np.float32)[:, None, None, None]
     low = np.tile(low, (1, 2, 2, 3))
@@ -103,6 +129,40 @@ def test_scale_one_is_one_pass_of_the_conditional_model_alone():
     assert_plain(draw(once, [1, 2], [0, 1], guidance_scale=1.0), [0.2, -0.15])
     draw(guided, [1, 2], [0, 1], guidance_scale=1.5)
     assert (once.rows, guided.rows) == ({2}, {4})
+
+
+def test_guidance_stays_in_its_interval():
+    """A network that predicts x0: the last step alone decides what is drawn."""
+    first = draw(Formula(), [1, 2], [5, 6], name="ddim", guidance_interval=(0.0, 0.5))
+    assert_plain(first, [0.2, -0.15])
+    last = draw(Formula(), [1, 2], [5, 6], name="ddim", guidance_interval=(0.5, 1.0))
+    assert_plain(last, [0.4, -0.65])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"guidance_rescale": 0.7, "guidance_scale": 1.0}, r"guidance_rescale = 0.7.*=\"0.0\""),
+        ({"name": "lcm", "num_steps": 60}, "found 60, expected 1 to 50"),
+        ({"num_steps": 2000}, "found 2000, expected 1 to 1000"),
+    ],
+)
+def test_what_a_stage_cannot_be_sampled_with_is_told_at_once(changed, message):
+    with pytest.raises(ValueError, match=message):
+        generate.check({"base": Formula()}, {"base": settings(**changed)})
+
+
+def test_settings_at_their_defaults_are_told_as_before_they_existed():
+    assert settings().told() == {
+        "name": "ddpm",
+        "num_steps": STEPS,
+        "guidance_scale": 3.0,
+        "threshold": "none",
+        "noise_level": 0,
+        "size": None,
+    }
+    told = settings(guidance_interval=(0.2, 0.8), spacing="trailing").told()
+    assert (told["guidance_interval"], told["spacing"]) == ([0.2, 0.8], "trailing")
 
 
 def test_pictures_stay_in_range_whatever_guidance_does():
@@ -194,13 +254,19 @@ def test_what_is_not_finite_becomes_black():
     assert (pictures[2, 0, 0] == 0).all() and (pictures[2, 1] == 191).all()
 
 
-def test_the_bar_counts_images_on_stderr_and_is_quiet_without_a_terminal(capsys):
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_counts_images_on_a_terminal_and_elsewhere_nothing_is_drawn(monkeypatch, capsys):
     cascade = generate.Cascade([Recorder(2)], [None], 1)
     cascade.draw([{}], ["a"] * 40, list(range(40)), label="class images")
     said = capsys.readouterr()
-    assert said.out == ""
-    assert "class images: 100%" in said.err and "40/40" in said.err
-    assert len(said.err.strip().split("\r")) <= 2  # the first and the last state, not each image
+    assert said.out == "" and "\r" not in said.err
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    cascade.draw([{}], ["a"] * 40, list(range(40)), label="class images")
+    assert "class images: 100%" in terminal.getvalue() and "40/40" in terminal.getvalue()
 
 
 # Real networks, tiny.
@@ -218,7 +284,7 @@ def tiny(tmp_path_factory):
     """Stages of one level, which compile in half the time; their weights and encoded prompts."""
     root = tmp_path_factory.mktemp("one_level")
     folders = {kind: cascades.make(root / kind, kind, unet=ONE_LEVEL) for kind in RULES}
-    stages = [pipeline.open_stage(str(path), kind=kind) for kind, path in folders.items()]
+    stages = [families.open_stage(str(path), kind=kind) for kind, path in folders.items()]
     flats = [pipeline.read_weights(stage) for stage in stages]
     texts = [
         generate.encode(stage, flat, PROMPTS, dtype=jnp.float32, keep="zib")
@@ -304,3 +370,31 @@ def test_the_third_sampler_runs_on_a_real_network_too(tiny, on_eight):
     assert (
         np.abs(made - (on_eight[0][:2] / 127.5 - 1)).mean() > 0.02
     )  # another rule, another picture
+
+
+def test_pictures_have_the_height_and_width_that_are_asked_for():
+    images = draw(Formula(), [1, 2], [5, 6], size=(8, 4))
+    assert images.shape == (2, 8, 4, 3)
+    assert_plain(images, [0.4, -0.65])
+    halves = Formula()
+    halves.codec = SimpleNamespace(factor=2)
+    assert draw(halves, [1], [5], size=(8, 4)).shape == (1, 4, 2, 3)  # it decodes nothing
+    with pytest.raises(ValueError, match="two multiples of 2"):
+        draw(halves, [1], [5], size=(9, 4))
+
+
+@pytest.mark.parametrize("name", list(sampler.SAMPLERS))
+def test_rows_start_from_pictures_of_their_own_and_keep_what_is_known(name):
+    start = np.full((2, 4, 4, 3), 0.75, np.float32)
+    mask = np.zeros((2, 4, 4, 1), np.float32)
+    mask[:, 2:] = 1
+    strength = np.array([0.0, 1.0], np.float32)
+    images = draw(Formula(), [1, 2], [5, 6], name=name, more={"start": start, "strength": strength})
+    assert_plain(images, [0.75, -0.65])
+    images = draw(Formula(), [1, 2], [5, 6], name=name, more={"mask": mask, "known": start})
+    assert (images[:, :2] == 0.75).all()
+    assert_plain(images[:, 2:], [0.4, -0.65])
+    both = {"start": start, "strength": strength, "mask": mask, "known": start}
+    images = draw(Formula(), [1, 2], [5, 6], name=name, more=both)
+    assert_plain(images[:, 2:], [0.75, -0.65])
+    assert (images[:, :2] == 0.75).all()

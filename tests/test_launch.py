@@ -223,6 +223,54 @@ def test_local_starts_n_processes_and_fails_when_one_does(tmp_path):
         assert all(line.endswith(" ".join(RUN)) for line in lines)
 
 
+def test_the_studio_is_started_beside_the_run_and_the_tunnel_printed(stand_ins):
+    run = ["--config=sdxl", "--workdir=gs://bucket/my runs/duck"]
+    ready = ("describe", 0, "READY")
+    done, calls = launch(
+        stand_ins, "tpu_vm.sh", *WHERE, "--studio", "--detach", "--", *run, answers=[ready]
+    )
+    assert verbs(calls) == ["describe", "ssh all", "ssh 0"]
+    command = next(w for w in calls[-1] if w.startswith("--command=")).removeprefix("--command=")
+    subprocess.run(["bash", "-n", "-c", command], check=True)
+    words = shlex.split(
+        command[command.index("-m dreambooth_jax.studio") : command.index(" >studio.log")]
+    )
+    assert words == ["-m", "dreambooth_jax.studio", "gs://bucket/my runs", "--port", "8765"]
+    assert "JAX_PLATFORMS=cpu" in command
+    tunnel = "ssh duck --zone=us-west4-a --worker=0 -- -L 8765:localhost:8765"
+    assert done.stdout.splitlines()[-1] == f"gcloud compute tpus tpu-vm {tunnel}"
+
+
+def test_a_tpu_that_does_not_start_is_no_run_on_the_cpu(stand_ins):
+    """With "cpu" alone in reach, jax fails for "tpu,cpu" and falls back for "": README of jax."""
+    _, calls = launch(
+        stand_ins, "tpu_vm.sh", *WHERE, "--detach", "--", *RUN, answers=[("describe", 0, "READY")]
+    )
+    assert any("env JAX_PLATFORMS=tpu,cpu" in word for word in calls[-1])
+    jobset = (LAUNCH / "gke_jobset.yaml").read_text()
+    assert "JAX_PLATFORMS" in jobset and "value: tpu,cpu" in jobset
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_skypilot_task_starts_the_run_on_every_node(nodes, tmp_path):
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    assert {"resources", "setup", "run", "envs", "file_mounts", "workdir"} <= task.keys()
+    subprocess.run(["bash", "-n", "-c", task["setup"]], check=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/usr/bin/env bash\necho "$JAX_PLATFORMS $*" > {tmp_path}/called\n')
+    python.chmod(0o755)
+    env = {key: str(value) for key, value in task["envs"].items()}
+    env |= {"SKYPILOT_NUM_NODES": str(nodes), "SKYPILOT_NODE_RANK": "1", "HOME": "/h/anna"}
+    env |= {"SKYPILOT_NODE_IPS": "10.0.0.5\n10.0.0.6", "PATH": os.environ["PATH"]}
+    subprocess.run(["bash", "-c", task["run"]], cwd=tmp_path, env=env, check=True)
+    platforms, *words = (tmp_path / "called").read_text().split()
+    assert platforms == "cuda,cpu" and words[:2] == ["-m", "dreambooth_jax.main"]
+    assert "--config.subject.images=/h/anna/photos" in words
+    several = ["--coordinator=10.0.0.5:1234", "--num_processes=2", "--process_id=1"]
+    assert words[-3:] == several if nodes == 2 else not {*several} & {*words}
+
+
 def test_the_jobset_runs_the_same_command_on_every_host():
     jobset = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
     assert jobset["kind"] == "JobSet"

@@ -92,9 +92,9 @@ def test_a_finished_run_is_left_alone(done: tuple[dict[str, Path], Path]) -> Non
     stages, folder = done
     before = commands.contents(folder)
     output = commands.run(commands.flags(stages, folder))
-    assert f"This run is finished: see {folder / 'report.html'}" in output
-    output = commands.run(commands.flags(stages, folder, train__num_steps=7), expect=1)
-    assert "train.num_steps: the run was started with 6, now it is 7" in output
+    assert f"Finished: {folder / 'report.html'}" in output
+    output = commands.run(commands.flags(stages, folder, seed=5), expect=1)
+    assert "seed: the run was started with 0, now it is 5" in output
     assert "Traceback" not in output
     assert commands.contents(folder) == before
 
@@ -150,4 +150,25 @@ def test_a_folder_without_a_usable_photo(
     assert "No usable photo" in output
     assert "notes.txt  not an image" in output
     assert "icon.png   too small (10×10" in output
-    assert not cache.exists() or not os.listdir(cache)
+    compiled = os.listdir(cache) if cache.exists() else []
+    assert set(compiled) <= {"times.json"}
+
+
+def test_a_tpu_that_does_not_start_ends_it_with_the_remedy(
+    tmp_path: Path, repository: Path
+) -> None:
+    """There is none here: what jax says is the same when another program holds it."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "dreambooth_jax.main"),
+            *("--config=imagen_like:smoke", f"--workdir={tmp_path / 'run'}"),
+        ],
+        cwd=repository,
+        env=os.environ | {"JAX_PLATFORMS": "tpu,cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "The accelerator does not start: " in done.stderr and "lsof" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

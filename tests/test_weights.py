@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dreambooth_jax import pipeline, weights
+from dreambooth_jax import families, pipeline, weights
 
 # Path of ours, its shape, and the key and shape that PyTorch has for the same layer.
 LEAVES = {
@@ -71,7 +72,7 @@ def test_read_then_written_is_the_same_file_bit_for_bit(tmp_path, tensors):
 
 def test_a_whole_cascade_makes_the_round_trip(tiny_cascade, tmp_path):
     for kind, folder in tiny_cascade.items():
-        stage = pipeline.open_stage(str(folder), kind=kind)
+        stage = families.open_stage(str(folder), kind=kind)
         flat = pipeline.read_weights(stage)
         assert flat.keys() == stage.abstract.keys()
         for part, stem in stage.components.items():
@@ -238,7 +239,7 @@ def test_a_file_cut_anywhere_is_named_as_such(tmp_path, tensors):
     whole = file.read_bytes()
     for length in [*range(0, len(whole), 7), len(whole) - 1]:
         file.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="no whole safetensors file") as error:
+        with pytest.raises(ValueError, match="cannot be read as a whole safetensors file") as error:
             weights.read(tmp_path, ABSTRACT)
         assert str(file) in str(error.value) and f"({length} bytes)" in str(error.value)
 
@@ -295,3 +296,104 @@ def test_others_may_read_a_file_as_the_umask_says(tmp_path):
     finally:
         os.umask(before)
     assert file.stat().st_mode & 0o777 == 0o640
+
+
+# Files of others.
+
+
+def patched(file: Path, change) -> None:
+    """Writes a safetensors file anew with its header changed by `change(header, data) -> data`."""
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    data = change(header, whole[8 + length :])
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def replaced(key: str, kind: str, raw: bytes):
+    """One tensor of another dtype, its bytes at the end of the file's others."""
+
+    def change(header: dict, data: bytes) -> bytes:
+        made = b""
+        entries = {name: about for name, about in header.items() if name != "__metadata__"}
+        for name, about in entries.items():
+            begin, end = about["data_offsets"]
+            own = raw if name == key else data[begin:end]
+            about["data_offsets"] = [len(made), len(made) + len(own)]
+            about["dtype"] = kind if name == key else about["dtype"]
+            made += own
+        return made
+
+    return change
+
+
+@pytest.mark.parametrize("kind", ["I64", "I32", "U8", "BOOL", "C64"])
+def test_what_is_no_floating_point_number_is_no_weight(kind, tmp_path, tensors):
+    file = save(tmp_path, tensors)
+    count = tensors["norm.weight"].size
+    size = {"I64": 8, "I32": 4, "U8": 1, "BOOL": 1, "C64": 8}[kind]
+    patched(file, replaced("norm.weight", kind, bytes(count * size)))
+    with pytest.raises(ValueError, match=rf"norm\.weight is of dtype {kind}; weights are") as error:
+        weights.read(tmp_path, ABSTRACT)
+    assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")]
+)
+def test_floats_of_eight_bits_are_read(kind, dtype, tmp_path, tensors):
+    file = save(tmp_path, tensors)
+    values = tensors["norm.weight"].astype(np.dtype(dtype))
+    patched(file, replaced("norm.weight", kind, values.tobytes()))
+    found = weights.read(tmp_path, ABSTRACT)
+    np.testing.assert_array_equal(found["norm/scale"], values.astype(np.float32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_no_number_names_tensor_and_file(bad, tmp_path, tensors):
+    broken = tensors["conv_in.weight"].copy()
+    broken.flat[3] = bad
+    file = save(tmp_path, {**tensors, "conv_in.weight": broken})
+    with pytest.raises(ValueError, match=r"1 of \d+ values of conv_in\.weight are not") as error:
+        weights.read(tmp_path, ABSTRACT)
+    assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "expected an object"),
+        ("{}", "weight_map"),
+        ('{"weight_map": []}', "weight_map"),
+        ('{"weight_map": {"a": 1}}', "names 1, which is no path"),
+        ('{"weight_map": {"a": "../other/model.safetensors"}}', "names '../other/model"),
+        ('{"weight_map": {"a": "/other/model.safetensors"}}', "names '/other/model"),
+    ],
+)
+def test_an_index_of_another_shape_or_that_points_outside(index, said, tmp_path, tensors):
+    folder = tmp_path / "unet"
+    folder.mkdir()
+    (tmp_path / "other").mkdir()
+    save(tmp_path / "other", tensors)
+    file = folder / "diffusion_pytorch_model.safetensors.index.json"
+    file.write_text(index)
+    with pytest.raises(ValueError, match=r"index\.json") as error:
+        weights.read(folder, ABSTRACT)
+    assert said in str(error.value) and str(file) in str(error.value)
+
+
+def test_a_pipe_in_place_of_weights_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"safetensors"):
+        weights.read(tmp_path, ABSTRACT)
+
+
+def test_whole_numbers_of_a_written_file_are_verified_as_well(tmp_path):
+    """`position_ids` of a single file, which other programs expect, are int64."""
+    tensors = {"position_ids": np.arange(77)[None], "a": np.ones(2, np.float16)}
+    file = weights.save(tmp_path / "single.safetensors", tensors)
+    weights.verify(file, tensors)
+    with pytest.raises(ValueError, match="position_ids read back differs"):
+        weights.verify(file, tensors | {"position_ids": np.arange(77)[None] + 1})

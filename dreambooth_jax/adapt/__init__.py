@@ -3,9 +3,10 @@
 One module per way, one line per name.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
@@ -13,8 +14,9 @@ from dreambooth_jax.adapt import full, lora, pivotal, textual_inversion
 from dreambooth_jax.tree import Flat
 
 
-class AdaptSettings(Protocol):
-    """The `adapt` block of the configuration."""
+@dataclasses.dataclass(frozen=True)
+class AdaptSettings:
+    """A way to adapt, by name, and LoRA's rank, scale and kernels."""
 
     name: str
     rank: int
@@ -27,8 +29,9 @@ class AdaptSettings(Protocol):
 class Adapter(NamedTuple):
     """`init(weights, rules) -> (trainable, frozen)`, and what undoes it.
 
-    That is `combine(frozen, trainable) -> weights`. `keeps_base`: `frozen` has all weights as they
-    were, those that the trainable ones change included.
+    That is `combine(frozen, trainable) -> weights`, whose leaves are arrays or those of `kernels`.
+    `keeps_base`: `frozen` has all weights as they were, those that the trainable ones change
+    included.
     """
 
     init: Callable[[Flat, Sequence[tuple[str, bool]]], tuple[Flat, Flat]]
@@ -78,7 +81,7 @@ def _known(new_rows: NewRows) -> NewRows:
     return new_rows
 
 
-# What pivotal tuning goes on with once the word is found.
+# The second phase of pivotal tuning, after the new tokens are trained.
 THEN: dict[str, Callable[[AdaptSettings, int], Adapter]] = {
     "full": lambda settings, seed: FULL,
     "lora": _lora,
@@ -92,13 +95,18 @@ ADAPTERS: dict[str, Callable[[AdaptSettings, int, NewRows], Adapter]] = {
 
 
 def makes_words(settings: AdaptSettings) -> bool:
-    """Whether the identifier becomes new tokens whose embeddings are trained."""
+    """Returns True if the identifier becomes new tokens whose embeddings are trained."""
     return settings.name in ("textual_inversion", "pivotal")
 
 
 def makes_factors(settings: AdaptSettings) -> bool:
-    """Whether LoRA's factors are trained."""
+    """Returns True if LoRA's factors are trained."""
     return settings.name == "lora" or (settings.name, settings.then) == ("pivotal", "lora")
+
+
+def keeps_base(settings: AdaptSettings) -> bool:
+    """Returns `Adapter.keeps_base` from the settings alone."""
+    return settings.name == "textual_inversion" or makes_factors(settings)
 
 
 def make(settings: AdaptSettings, *, seed: int, new_rows: NewRows | None = None) -> Adapter:

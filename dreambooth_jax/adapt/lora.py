@@ -4,19 +4,19 @@
 `[h,w,in,out]` gets a `down` of its own height and width and a 1×1 `up`. DoRA scales each output
 channel of the sum to a trained length.
 
-The change is made to weights, not beside each layer, so that no network knows of it; that costs the
-gradient of a whole kernel, 1.2 times as long over the attention of two pictures on a CPU by
-`python bench/lora_level.py`.
+Only the factors have gradients: `combine` puts a `kernels.LowRank` in the kernel's place, and
+layers compute with it beside the product. `python bench/lora.py` compares that with the sum.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreambooth_jax import rng, tree
+from dreambooth_jax import kernels, rng, tree
 
 DOWN, UP, LENGTH = "lora_down", "lora_up", "dora_length"
 
@@ -57,7 +57,7 @@ def init(
         trainable[f"{path}/{DOWN}"] = drawn.astype(np.float32)
         trainable[f"{path}/{UP}"] = np.zeros((r, fan_out), np.float32)
         if dora:
-            trainable[f"{path}/{LENGTH}"] = _lengths(jnp.asarray(leaf))
+            trainable[f"{path}/{LENGTH}"] = kernels.lengths(leaf)
     if not trainable:
         raise ValueError(
             f"adapt.targets = {targets!r} and adapt.train = {tuple(rules)} choose no kernel: "
@@ -71,29 +71,56 @@ def adapted(trainable: tree.Flat) -> list[str]:
     return [path.removesuffix(f"/{DOWN}") for path in trainable if path.endswith(f"/{DOWN}")]
 
 
-def _lengths(kernel: jax.Array) -> jax.Array:
-    """The length of each output channel's weights `[out]`."""
-    return jnp.sqrt(jnp.square(kernel).sum(tuple(range(kernel.ndim - 1))))
-
-
-def change(trainable: tree.Flat, path: str, *, alpha: float) -> jax.Array:
-    """(α/r)·down·up of one kernel, in its shape; r is that of the factors."""
-    down, up = trainable[f"{path}/{DOWN}"], trainable[f"{path}/{UP}"]
-    return (alpha / up.shape[0]) * jnp.tensordot(down, up, 1)
+def beside(weights: tree.Flat, factors: tree.Flat) -> tree.Flat:
+    """The weights with a fixed change beside each kernel that has factors; its scale is 1."""
+    changed = dict(weights)
+    for path in adapted(factors):
+        down, up = factors[f"{path}/{DOWN}"], factors[f"{path}/{UP}"]
+        changed[path] = kernels.LowRank(weights[path], down, up)
+    return changed
 
 
 def combine(frozen: tree.Flat, trainable: tree.Flat, *, alpha: float) -> tree.Flat:
-    """The whole weights, with every factor's change added to its kernel."""
+    """The whole weights, with a `kernels.LowRank` of each pair of factors around its kernel.
+
+    Its scale is α / r, where r is the rank of the factors.
+    """
     weights: dict[str, Any] = dict(frozen)
     for path in adapted(trainable):
-        kernel = frozen[path] + change(trainable, path, alpha=alpha)
+        down, up = trainable[f"{path}/{DOWN}"], trainable[f"{path}/{UP}"]
+        changed = kernels.LowRank(frozen[path], down, up, scale=alpha / up.shape[0])
         length = trainable.get(f"{path}/{LENGTH}")
         if length is not None:
             # No gradient through the division, which saves memory and costs nothing that was
             # measured (Liu et al. 2024, section 4.3).
-            kernel = (
-                kernel
-                * (length / jax.lax.stop_gradient(_lengths(kernel)))[(None,) * (kernel.ndim - 1)]
-            )
-        weights[path] = kernel
+            now = jax.lax.stop_gradient(kernels.lengths(changed))
+            changed = dataclasses.replace(changed, stretch=length / now)
+        weights[path] = changed
     return weights
+
+
+Changes = Mapping[str, tuple[Any, Any]]  # path of a kernel -> down `[…,in,r]`, up `[r,out]`
+
+
+def changed(weights: tree.Flat, changes: Changes) -> tree.Flat:
+    """The weights with a low-rank change of each kernel, beside those that are there already.
+
+    Changes of one kernel become one, whose rank is the sum of theirs.
+
+    Raises:
+      ValueError: a kernel has a change of DoRA, to which nothing can be added.
+    """
+    made: dict[str, Any] = dict(weights)
+    for path, (down, up) in changes.items():
+        leaf = made[path]
+        if isinstance(leaf, kernels.LowRank):
+            if leaf.stretch is not None:
+                raise ValueError(
+                    f"{path} has trained lengths (DoRA), beside which no other LoRA can stand. "
+                    "Export the run, and draw with --config.base_model=<its export>."
+                )
+            down = jnp.concatenate([leaf.down, down], -1)
+            up = jnp.concatenate([leaf.scaled_up, up], 0)
+            leaf = leaf.kernel
+        made[path] = kernels.LowRank(leaf, down, up)
+    return made

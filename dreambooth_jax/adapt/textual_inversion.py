@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 
-from dreambooth_jax import tree
+from dreambooth_jax import kernels, tree
 
 ROWS = "new_rows"
 
 
 def is_row(path: str) -> bool:
-    """Whether a trainable leaf is rows of new tokens."""
+    """Returns True for a trainable leaf that holds rows of new tokens."""
     return path.endswith(f"/{ROWS}")
 
 
@@ -28,7 +28,9 @@ def init(
     """
     del rules
     rows = {
-        f"{path}/{ROWS}": tree.host(jnp.asarray(weights[path])[jnp.asarray(places)])
+        f"{path}/{ROWS}": tree.host(
+            jnp.asarray(weights[path])[jnp.asarray(places)].astype(jnp.float32)
+        )
         for path, places in ids.items()
     }
     return rows, dict(weights)
@@ -37,9 +39,8 @@ def init(
 def combine(
     frozen: tree.Flat, trainable: tree.Flat, *, ids: Mapping[str, Sequence[int]]
 ) -> tree.Flat:
-    """The whole weights, with the trained rows written into their tables."""
+    """The whole weights, with the trained rows beside their tables (`kernels.NewRows`)."""
     weights = dict(frozen)
     for path, places in ids.items():
-        table = jnp.asarray(frozen[path])
-        weights[path] = table.at[jnp.asarray(places)].set(trainable[f"{path}/{ROWS}"])
+        weights[path] = kernels.with_rows(frozen[path], trainable[f"{path}/{ROWS}"], places)
     return weights

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -40,6 +40,8 @@ class Checkpoints:
         With None all are kept, and steps that are missing may be filled in.
       may_differ: patterns of dotted keys of `config` that may change between runs: "train.num_*";
         "log" covers all keys below it.
+      may_grow: `(settings of a checkpoint, config) -> more keys that may change`, both by dotted
+        key.
       defaults: settings, nested as `config`, of checkpoints that do not tell theirs, being older.
     """
 
@@ -51,6 +53,7 @@ class Checkpoints:
         max_to_keep: int | None = 2,
         may_differ: Sequence[str] = (),
         defaults: Mapping[str, Any] | None = None,
+        may_grow: Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[str]] | None = None,
     ) -> None:
         if max_to_keep is not None and max_to_keep < 1:
             raise ValueError(f"max_to_keep is {max_to_keep}; keep at least 1, better 2")
@@ -60,6 +63,7 @@ class Checkpoints:
         self._defaults = manifest.flat_config(defaults or {})
         self._max_to_keep = max_to_keep
         self._may_differ = tuple(may_differ)
+        self._may_grow = may_grow
         self._refused: dict[int, str] = {}
         self._manager: ocp.CheckpointManager | None = None
         self._saving = (0, 0)  # step and bytes of the last save, for the message when it fails
@@ -84,10 +88,6 @@ class Checkpoints:
         """The committed steps in rising order, without those that `restore` refused."""
         found = [step for step in self._committed() if step not in self._refused]
         return [step for step in found if self._manifest_file(step).exists()]
-
-    def latest_step(self) -> int | None:
-        """The last of `steps`; not yet verified: only `restore` reads the arrays."""
-        return max(self.steps(), default=None)
 
     def save(self, step: int, state: Any) -> None:
         """Save the pytree `state` of jax arrays; returns once they are on the host, and writes on.
@@ -128,6 +128,7 @@ class Checkpoints:
             manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
             raise self._failed(error) from error
+        self._refused.pop(step, None)  # what was refused is replaced
 
     def restore(
         self, like: Any, *, partial: bool = False, step: int | None = None
@@ -208,7 +209,10 @@ class Checkpoints:
         with agreement():
             saved = manifest.read(self._manifest_file(step), step)
         settings = {**self._defaults, **saved["config"]}
-        manifest.check_config(settings, self._config, may_differ=self._may_differ, what=what)
+        free = self._may_differ
+        if self._may_grow is not None:
+            free = (*free, *self._may_grow(settings, self._config))
+        manifest.check_config(settings, self._config, may_differ=free, what=what)
         leaves = saved["leaves"]
         if partial:
             leaves = {name: leaf for name, leaf in leaves.items() if name in wanted}
@@ -252,20 +256,31 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _failed(self, error: Exception) -> CheckpointError:
-        """What to say when a save failed; drops Orbax's manager, which may have lost count."""
+        """Returns the error of a failed save; drops Orbax's manager, whose count may be wrong."""
         manager, self._manager = self._manager, None
         if manager is not None:
-            with contextlib.suppress(Exception):  # it may repeat the error at hand
+            with contextlib.suppress(Exception):  # it may repeat the current error
                 manager.close()
         step, nbytes = self._saving
-        cause = in_short(f"{type(error).__name__}: {error}").rstrip(".")
+        cause = in_short(_cause(error)).rstrip(".")
         free = free_bytes(self.folder)
         room = "" if free is None else f"Free there: {readable(free)}. "
         return CheckpointError(
             f"saving step {step} in {self.folder} failed: {cause}. {room}The checkpoint needs "
-            f"{readable(nbytes)}. Earlier checkpoints are untouched: mend the cause and run the "
+            f"{readable(nbytes)}. Earlier checkpoints are untouched: fix the cause and run the "
             "same command again."
         )
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of a failed save; of the system's errors their text and their file."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    name = type(error).__name__
+    if isinstance(error, OSError) and error.errno is not None:
+        place = f": {error.filename}" if error.filename else ""
+        return f"{name}: {error.strerror or os.strerror(error.errno)}{place}"
+    return f"{name}: {error}" if str(error) else name
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""What lies beside the arrays of a checkpoint: settings, and the type and checksum of each leaf."""
+"""The manifest beside the arrays of a checkpoint: settings, type and checksum of each leaf."""
 
 import fnmatch
 import hashlib

@@ -1,7 +1,9 @@
-"""Reading arrays with Orbax when files may be damaged: one reason, the same verdict everywhere."""
+"""Reads arrays with Orbax from files that may be damaged; all processes agree on the outcome."""
 
 import asyncio
 import contextlib
+import errno
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -24,7 +26,7 @@ class Damaged(CheckpointError):
 
 @contextlib.contextmanager
 def agreement() -> Iterator[None]:
-    """What fails inside on one process (each reads its own shards) refuses the step on all.
+    """Refuses a step on all processes if reading it failed on one; each reads its own shards.
 
     Raises:
       Damaged: with this process's reason, if it has one.
@@ -35,12 +37,26 @@ def agreement() -> Iterator[None]:
     except NO_DAMAGE:
         raise
     except Exception as error:  # whatever a damaged file provokes: codecs, JSON, TensorStore
+        _check_allowed(error)
         damage = str(error) or type(error).__name__
     if jax.process_count() > 1:
         anywhere = multihost_utils.process_allgather(np.asarray(damage is not None))
         damage = damage or ("another process could not read it" if anywhere.any() else None)
     if damage:
         raise Damaged(damage)
+
+
+def _check_allowed(error: BaseException | None) -> None:
+    """Raises PermissionError for what TensorStore says of a file that may not be read.
+
+    It is a ValueError there; a file of another user is no damaged one.
+    """
+    while error is not None:
+        if "PERMISSION_DENIED" in str(error):
+            file = re.search(r'local file "([^"]+)"', str(error))
+            place = file[1] if file else in_short(str(error))
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), place) from error
+        error = error.__cause__ or error.__context__
 
 
 def _blame(error: BaseException | None, names: Sequence[str]) -> str:
@@ -66,7 +82,7 @@ class _PatientLoop(asyncio.SelectorEventLoop):
     """An event loop that ends what it began.
 
     When one read fails Orbax closes its loop under the others, and each of these then raises where
-    nobody can catch it.
+    no caller can catch it.
     """
 
     def close(self) -> None:
@@ -110,6 +126,7 @@ def read_arrays(
     except NO_DAMAGE:
         raise
     except Exception as error:  # Orbax raises Exception itself, among others
+        _check_allowed(error)
         raise Damaged(_blame(error, list(wanted))) from None
     finally:
         handler.close()

@@ -18,7 +18,7 @@ def estimate_bytes(like: Any) -> int:
 
 
 def free_bytes(folder: str | os.PathLike[str]) -> int | None:
-    """Free bytes where `folder` is or will be; None where nobody can say (gs://)."""
+    """Free bytes where `folder` is or will be; None where it is unknown (gs://)."""
     if "://" in str(folder):
         return None
     path = os.path.abspath(folder)

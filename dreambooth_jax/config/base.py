@@ -6,28 +6,16 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from dreambooth_jax.adapt import ADAPTERS, THEN
+from dreambooth_jax.adapt.frozen import DTYPES as FROZEN_DTYPES
+from dreambooth_jax.config.base_loss import for_loss
+from dreambooth_jax.config.base_modes import for_modes
 from dreambooth_jax.data.benchmark import MEMBERS
 from dreambooth_jax.diffusion.guidance import THRESHOLDS
+from dreambooth_jax.diffusion.path import DENSITIES
 from dreambooth_jax.diffusion.sampler import SAMPLERS
+from dreambooth_jax.diffusion.spacing import BY_SIGMA
 from dreambooth_jax.models.unet_blocks import REMAT
 from dreambooth_jax.optim import LR_SCHEDULES, OPTIMIZERS
-
-# The projections of every kind of attention: UNet's, added text's, CLIP's, T5's.
-LORA_TARGETS = (
-    r".*/(to_[qkv]|to_out/0|add_[kv]_proj|[qkv]_proj|out_proj|SelfAttention/[qkvo])/kernel"
-)
-
-# Layers in pairs, what `mesh.tensor` splits: attention's projections in and out, the two of a
-# feed-forward layer or of a residual block, with LoRA's factors of each.
-_FIRST = "to_[qkv]|add_[kv]_proj|[qkv]_proj|SelfAttention/[qkv]|ff/net/0/proj|fc1|wi_[01]|linear_1"
-_FIRST = rf"{_FIRST}|conv1|time_emb_proj|(resnets|(up|down)samplers)/\d+/norm2"
-_SECOND = "to_out/0|out_proj|SelfAttention/o|ff/net/2|fc2|wo|linear_2|add_embedding/proj"
-_SECOND = rf"{_SECOND}|conv2|conv_shortcut|(up|down)samplers/0/conv"
-SHARDING_RULES = (
-    (rf".*/({_FIRST})/(kernel|bias|scale)(/lora_up|/dora_length)?", "columns"),
-    (rf".*/({_SECOND})/kernel(/lora_down)?", "rows"),
-    (".*", "fsdp"),
-)
 
 
 def base_config() -> ConfigDict:
@@ -36,18 +24,34 @@ def base_config() -> ConfigDict:
     `None` marks a setting that follows another one; the comment says which.
     """
     c = ConfigDict()
+    for add in (_model, _subject, _prior, _train, _adapt, _optim, for_loss, _sampling, _devices):
+        add(c)
+    for_modes(c)
+    return c.lock()
+
+
+def _model(c: ConfigDict) -> None:
+    """Adds the model, its precision, the stages to train, and the hub."""
     c.seed = 0  # of everything random: initial noise, time steps, rows drawn, class images
     c.dtype = "float32"  # in which networks compute; trained parameters are float32 anyway
-    c.base_model = "embedded"  # "embedded", a diffusers folder, gs://…, or a hub id owner/name[@…]
+    # "embedded", a diffusers folder, gs://…, a hub id owner/name[@…], or FILE.safetensors
+    c.base_model = "embedded"  # with the whole model in its first authors' layout
+    c.base_settings = ""  # folder or hub id with that file's settings; "" is its published model
+    c.vae_model = ""  # another autoencoder: folder, file, gs://… or hub id; "" is the base's own
+    c.clip_skip = 0  # last layers of CLIPs that prompts skip, as in diffusers (A1111 counts 1 more)
     c.upscaler_model = "embedded"  # second stage of a cascade: the same choices, or "" for none
     c.variant = ""  # of the weight files, "fp16" for ….fp16.safetensors; "" is the plain ones
-    c.resolution = config_dict.placeholder(int)  # pixels along a side; None is the model's own
+    # Pixels along a side, or height and width: 512, or 768,512
+    c.resolution = config_dict.placeholder(object)  # of the pictures; None is the model's own
     c.stages = ("base", "upscaler")  # what is fine-tuned, in this order
 
     c.hub = ConfigDict()  # where models with a hub id or of gs://… come from
     c.hub.cache_dir = ""  # folder of what was downloaded; "" is as HF_HOME says
-    c.hub.offline = False  # take what is downloaded already, ask nobody
+    c.hub.offline = False  # use only the local cache
 
+
+def _subject(c: ConfigDict) -> None:
+    """Adds the subjects: photos, names, captions, masks."""
     c.subject = ConfigDict()
     c.subject.images = "embedded"  # folder (or gs://…) with 3-5 photos, or "embedded"
     c.subject.class_noun = "bird"  # what the subject is, one noun without article: "bird", "toy"
@@ -57,9 +61,16 @@ def base_config() -> ConfigDict:
     c.subject.masks = "none"  # "files": NAME.mask.png, white is the subject; "alpha": photo's own
     c.subject.strict = False  # an unusable file stops the run instead of being left out
     c.subject.held_out = 0  # photos, last by name, that are not trained on: the held-out loss's
+    # Place of the crop of all photos, (0.0, 0.5) is the top; () is around the mask, else the centre
+    c.subject.crop = ()  # (fy, fx), each from 0.0 to 1.0
     c.subject.crops = 1  # crops per photo; 1 is the centre
     c.subject.flip = False  # mirrored copies too; never for writing or one-sided things
+    c.data = ConfigDict()  # the shapes of photos
+    c.data.buckets = 0  # 3, 5, …: each photo is cut to the nearest of so many; 0: all to one
 
+
+def _prior(c: ConfigDict) -> None:
+    """Adds prior preservation."""
     c.prior_loss_weight = 1.0  # λ of Ruiz et al. 2022, eq. 2; 0 trains without class images
     c.prior = ConfigDict()
     c.prior.kind = "images"  # "images": those of the base; "prediction": its own output is the aim
@@ -67,8 +78,12 @@ def base_config() -> ConfigDict:
     c.prior.num_images = config_dict.placeholder(int)  # about 1000 in the paper, "less can be used"
     c.prior.images = ""  # a folder of your own class images; "": the untouched base draws them
     c.prior.batch_size = 32  # images per sampler call, all devices together
+    c.prior.negative_prompt = ""  # guidance of drawn class images leads away from it
     c.prior.folder = ""  # where drawn ones are kept; "" is <workdir>/prior
 
+
+def _train(c: ConfigDict) -> None:
+    """Adds the train loop, and the second stage's own settings."""
     c.train = ConfigDict()
     c.train.num_steps = 1000  # optimizer steps of a stage
     c.train.batch_size = 4  # rows per optimizer step: all devices, all accumulation, both kinds
@@ -94,23 +109,38 @@ def base_config() -> ConfigDict:
     c.upscaler.accumulate = config_dict.placeholder(int)  # parts, for train.accumulate
     c.upscaler.learning_rate = config_dict.placeholder(float)  # for optim.learning_rate
     c.upscaler.aug_level = 1  # noise on the low-res input, as a time step 0..999; low keeps detail
-    c.upscaler.sample_aug_level = config_dict.placeholder(int)  # when sampling; see `for_stage`
+    c.upscaler.sample_aug_level = config_dict.placeholder(int)  # when sampling; see `resolve`
 
+
+def _adapt(c: ConfigDict) -> None:
+    """Adds the way to adapt."""
     c.adapt = ConfigDict()
     # "full": the leaves themselves; "lora": low-rank changes; "textual_inversion": new tokens
     # alone; "pivotal": new tokens first, then the model around them
     c.adapt.name = "full"  # the way to adapt
-    c.adapt.train = (("unet/.*", True), (".*", False))  # path regex → train it? first match wins
+    # Path regex → train it? The first match wins; the denoiser is what is fine-tuned
+    c.adapt.train = (("{denoiser}/.*", True), (".*", False))  # {denoiser}: its component
     c.adapt.num_vectors = 1  # new tokens that the identifier becomes, where some are trained
     c.adapt.initial_word = ""  # whose embedding they start from; "" is the class noun
-    c.adapt.then = "full"  # what "pivotal" goes on with, once the tokens rest: "full", "lora"
+    c.adapt.then = "full"  # second phase of "pivotal", after its tokens: "full", "lora"
     c.adapt.inversion_steps = config_dict.placeholder(int)  # of "pivotal"; None: half of all steps
     c.adapt.inversion_learning_rate = 5e-4  # of its new tokens; optim.learning_rate is of the rest
     c.adapt.rank = 16  # of LoRA's factors
+    # Files of PEFT and diffusers, or of kohya's trainer; of the base stage
+    c.adapt.lora_file = ""  # LoRA (safetensors file or its folder) that training begins from
     c.adapt.alpha = config_dict.placeholder(float)  # the change is scaled by α / rank; None is rank
-    c.adapt.targets = LORA_TARGETS  # regex of the kernels, among those that adapt.train chooses
+    # Regex of the kernels, among those that adapt.train chooses
+    c.adapt.targets = ""  # of LoRA; "" is the model family's own
+    # Of weights that are not trained: "file": their file's; "bfloat16", "float32"; "int8": kernels
+    # in 8 bits, a scale per output channel
+    c.adapt.frozen_dtype = "file"  # the dtype in which they are held
+    # "": none, the model is not distilled; "none" trains a distilled model as it is
+    c.adapt.assistant = ""  # LoRA file that undoes a distillation, in training alone
     c.adapt.dora = False  # LoRA with trained lengths of the output channels (Liu et al. 2024)
 
+
+def _optim(c: ConfigDict) -> None:
+    """Adds the optimizer."""
     c.optim = ConfigDict()
     # "adamw", "adamw_bf16" (half of its memory), "adamw8bit" (a quarter), "adafactor", "lion",
     # "sgd", "prodigy" (finds its own learning rate: write 1.0), "schedule_free_adamw" (averages
@@ -127,20 +157,20 @@ def base_config() -> ConfigDict:
     c.optim.weight_decay = 1e-2  # decoupled, times the learning rate
     c.optim.grad_clip = 1.0  # largest global norm of the gradient; 0 is off
 
-    c.loss = ConfigDict()
-    c.loss.first_step = 0  # time steps are drawn from this one …
-    c.loss.last_step = 999  # … to this one, both included
-    c.loss.offset_noise = 0.0  # standard deviation of noise that a whole channel shares; 0 is off
-    c.loss.outside_mask = 0.1  # weight of a pixel off the subject, where subject.masks are used
-    c.loss.zero_terminal_snr = False  # the schedule is made to end in pure noise (Lin et al. 2023)
-    # A model's own output for the variance of a step: "fixed" does without, "trained" learns it
-    c.loss.learned_variance = "fixed"  # by the bound of Nichol & Dhariwal 2021
-    c.loss.min_snr_gamma = 0.0  # γ of min-SNR weighting (Hang et al. 2023 use 5); 0 is off
 
+def _sampling(c: ConfigDict) -> None:
+    """Adds the sampler and the prompt grid."""
     c.sampler = ConfigDict()
-    c.sampler.name = "ddpm"  # "ddpm" (ancestral), "ddim", "dpmpp_2m"
+    # "ddpm" (ancestral), "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m",
+    # "dpmpp_2m_karras", "dpmpp_2m_sde", "unipc"; "lcm" for a model distilled to few steps
+    c.sampler.name = "ddpm"  # the rule of a step; docs/sampling.md compares them
     c.sampler.num_steps = 100  # time steps per image, base stage
     c.sampler.guidance_scale = 7.0  # 1 is off; more follows the prompt more closely
+    # Of the levels: "leading", "linspace", "trailing", "karras", "exponential", or as the sampler
+    # or the model's files say
+    c.sampler.spacing = "model"  # of the levels that are visited
+    c.sampler.guidance_rescale = 0.0  # share brought back to the contrast without guidance; 0 off
+    c.sampler.guidance_interval = (0.0, 1.0)  # shares of the steps between which there is guidance
     c.sampler.threshold = "model"  # of x0_hat: "dynamic", "static", "none", or as its files say
     c.sampler.upscaler_num_steps = 50  # time steps per image, upscaler stage
     c.sampler.upscaler_guidance_scale = 4.0  # guidance of the upscaler stage
@@ -154,46 +184,17 @@ def base_config() -> ConfigDict:
         "a {subject} in the snow",
         "a {class_noun}",
     )
+    c.sample.negative_prompt = ""  # guidance leads away from it, "blurry"; "" is no prompt
+    # A text file of one prompt a line, PROMPT | NEGATIVE | SEED | HEIGHTxWIDTH, for --mode=sample
+    c.sample.prompts_file = ""  # its lines are drawn instead of sample.prompts
+    # (("runs/duck", 0.8), ("style.safetensors", 0.5)): folders of runs, files of others
+    c.sample.loras = ()  # LoRA that --mode=sample adds to the weights, and their strengths
     c.sample.num_images = 2  # per prompt
     c.sample.batch_size = 16  # images per sampler call, all devices together
 
-    c.benchmark = ConfigDict()  # of --mode=benchmark: many subjects, each a run of its own
-    c.benchmark.data = ""  # a copy of the DreamBooth data set, or of a part: the folder of dataset/
-    c.benchmark.subjects = ()  # names, "dog3"; () is all that are in the copy
-    c.benchmark.num_prompts = 25  # of each subject's 25, evenly taken
-    c.benchmark.keep_checkpoints = True  # of finished subjects; False: their exports alone stay
-    c.benchmark.trial_steps = 10  # measured to tell how long it will take; 0 does not measure
 
-    c.restore = ConfigDict()  # checkpoints that --mode=sample and --mode=export take
-    c.restore.base = config_dict.placeholder(int)  # step; None is the newest, 0 the untouched model
-    c.restore.upscaler = config_dict.placeholder(int)  # the same for the second stage
-
-    c.identify = ConfigDict()  # the table of --mode=identify
-    c.identify.tokenizer = ""  # a folder with a tokenizer; "" is the base model's
-    c.identify.count = 50  # candidates, best first
-    c.identify.num_images = 0  # drawn with each, to rank them by what they change; 0 draws none
-    c.identify.num_drawn = 12  # how many of the best by their embeddings are drawn
-
-    c.evaluate = ConfigDict()  # of --mode=evaluate, and of the end of a run
-    c.evaluate.at_end = True  # a run ends with the scores of the judges at hand; none: no scores
-    # "dino_vits16", "clip_vitb32" and so on, as below; () is those that are installed or on disk
-    c.evaluate.encoders = ()  # the judges
-    c.evaluate.prompts = ()  # as sample.prompts, which () stands for
-    c.evaluate.num_images = config_dict.placeholder(int)  # per prompt, for sample.num_images
-    c.evaluate.generated = ""  # folder of pictures to judge instead of the run's own
-    c.evaluate.untouched = ""  # folder with the same prompts and seeds by the base, for the drift
-    c.evaluate.reference = ""  # folder of real photos; "" is subject.images
-    c.evaluate.batch_size = 16  # pictures per call of a judge, all devices together
-    c.evaluate.resamples = 1000  # draws behind an interval
-    # Where a judge's weights are: a folder in the layout of transformers, or a hub id …
-    c.evaluate.dino_vits16 = "facebook/dino-vits16"  # the paper's own judge of subjects
-    c.evaluate.clip_vitb32 = "openai/clip-vit-base-patch32"  # the paper's of prompts, probably
-    c.evaluate.clip_vitl14 = "openai/clip-vit-large-patch14"  # larger: only if named
-    # … or a file; "" is the installed package's (extra: eval)
-    c.evaluate.efficientnet_lite0 = ""  # features of an ImageNet classifier
-    c.evaluate.lpips_alex = ""  # perceptual distance; or a folder with lpips' state dictionary
-    c.evaluate.lpips_vgg = ""  # the same over VGG16, slow: only if named
-
+def _devices(c: ConfigDict) -> None:
+    """Adds the mesh and how leaves are split over it."""
     c.mesh = ConfigDict()  # devices along each axis; their product is the number of devices
     c.mesh.data = -1  # rows of a batch are split; -1 takes all devices that the others leave
     c.mesh.fsdp = 1  # rows are split, and parameters and optimizer state as well
@@ -201,23 +202,8 @@ def base_config() -> ConfigDict:
     c.sharding = ConfigDict()
     # Path regex → how its leaf is split; first match wins. "columns": a layer's outputs over
     # tensor; "rows": its inputs; these and "fsdp": another axis over fsdp; "replicate": not at all
-    c.sharding.rules = SHARDING_RULES  # layers in pairs, above; the rest over fsdp
+    c.sharding.rules = ()  # () is the model family's: layers in pairs, the rest over fsdp
     c.sharding.min_bytes = 4 * 2**20  # bytes; smaller leaves are not split over fsdp
-
-    c.log = ConfigDict()
-    c.log.tensorboard = False  # event files in <workdir>/tensorboard as well (extra: tensorboard)
-    c.log.profile_at = config_dict.placeholder(int)  # step whose trace goes to <workdir>/profile
-    c.log.profile_steps = 3  # steps in that trace
-    c.compile = ConfigDict()
-    c.compile.cache_dir = ""  # compiled programs; "" is the user's cache folder, "off" is none
-    c.precompile = ConfigDict()  # --mode=precompile: what programs would take on a TPU
-    c.precompile.topology = "v5e:2x2"  # generation and chips a side: v6e:4x4, v4:2x2x1, v5p:2x2x2
-    c.precompile.num_slices = 1  # of these chips, with a slower network between them
-    c.precompile.programs = ("sample", "train")  # drawing class images, the train step
-    c.export = ConfigDict()
-    c.export.dtype = "float16"  # of the exported weights: "float16", "bfloat16", "float32"
-    c.export.single_file = False  # Stable Diffusion: one file for A1111 and ComfyUI as well
-    return c.lock()
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -225,18 +211,25 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "stages": ("base", "upscaler"),
     "subject.captions": ("prompt", "files"),
     "subject.masks": ("none", "files", "alpha"),
+    "edit.method": ("sdedit", "inversion", "prompt_to_prompt"),
+    "edit.masks": ("none", "files", "alpha", "word", "difference"),
     "prior.kind": ("images", "prediction"),
     "train.remat": tuple(REMAT),
     "precompile.programs": ("sample", "train"),
     "adapt.name": tuple(ADAPTERS),
     "adapt.then": tuple(THEN),
+    "adapt.frozen_dtype": FROZEN_DTYPES,
     "loss.learned_variance": ("fixed", "trained"),
+    "loss.density": ("model", *DENSITIES),
     "optim.name": tuple(OPTIMIZERS),
     "optim.schedule": tuple(LR_SCHEDULES),
     "sampler.name": tuple(SAMPLERS),
+    "sampler.spacing": ("model", "leading", "linspace", "trailing", *BY_SIGMA),
     "sampler.threshold": tuple(THRESHOLDS),
+    "log.to": ("jsonl", "tensorboard", "wandb", "trackio"),
     "sharding.rules": ("fsdp", "columns", "rows", "replicate"),
     "export.dtype": ("float16", "bfloat16", "float32"),
+    "export.push_part": ("auto", "model", "lora"),
     "evaluate.encoders": (
         "dino_vits16",
         "clip_vitb32",
@@ -249,9 +242,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes the bound
     "[1, inf)": (
-        "subject.crops",
         "prior.batch_size",
-        "train.num_steps",
+        "fleet.at_once",
         "train.batch_size",
         "train.accumulate",
         "train.text_encoder_steps",
@@ -259,13 +251,12 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "train.log_every",
         "train.checkpoint_every",
         "train.max_to_keep",
-        "resolution",
-        "upscaler.num_steps",
         "upscaler.batch_size",
         "upscaler.accumulate",
         "sampler.num_steps",
         "sampler.upscaler_num_steps",
         "sample.num_images",
+        "edit.num_images",
         "sample.batch_size",
         "mesh.fsdp",
         "mesh.tensor",
@@ -281,6 +272,7 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "precompile.num_slices",
     ),
     "[0, inf)": (
+        "clip_skip",
         "prior_loss_weight",
         "prior.num_images",
         "train.sample_every",
@@ -301,18 +293,32 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "identify.num_images",
         "log.profile_at",
         "benchmark.trial_steps",
+        "edit.grow",
+        "edit.feather",
+        "edit.context",
     ),
     "(0, inf)": (
         "adapt.alpha",
         "adapt.inversion_learning_rate",
+        "loss.logit_std",
+        "loss.shift",
         "optim.learning_rate",
         "optim.text_encoder_learning_rate",
         "upscaler.learning_rate",
     ),
     "(0, 1)": ("train.prior_fraction",),
+    "(0, 1]": ("edit.strength",),
+    "[-10, 10]": ("loss.logit_mean",),
+    "[-1, 1.75]": ("loss.mode_scale",),  # to 2 / (π - 2): outside, levels fall and rise in u
     "[1, 25]": ("benchmark.num_prompts",),
     "[0, 1)": ("train.ema_decay", "optim.b1", "optim.b2"),
-    "[0, 1]": ("optim.final_fraction", "loss.outside_mask"),
+    "[0, 1]": (
+        "optim.final_fraction",
+        "loss.outside_mask",
+        "sampler.guidance_rescale",
+        "edit.cross_steps",
+        "edit.self_steps",
+    ),
     "[0, 999]": (
         "loss.first_step",
         "loss.last_step",
@@ -320,6 +326,9 @@ RANGES: dict[str, tuple[str, ...]] = {  # interval → keys; a bracket includes 
         "upscaler.sample_aug_level",
     ),
     "[0, 2147483647]": ("seed",),
+    "[1, 2147483647]": ("train.num_steps", "upscaler.num_steps"),  # the step is an int32
+    "[1, 1000]": ("subject.crops",),  # each is a picture in memory
+    "[0, 9]": ("data.buckets",),
 }
 STAGE_KEYS = {  # a key of the second stage → the key of the first stage that it stands in for
     "upscaler.num_steps": "train.num_steps",
@@ -332,6 +341,7 @@ STAGE_KEYS = {  # a key of the second stage → the key of the first stage that 
 # What may differ when a run is continued: nothing here changes a weight or a class image, beyond
 # rounding in the case of train.remat, mesh and sharding.
 RESULT_FREE_KEYS = (
+    "prior.folder",
     "subject.strict",
     "train.max_bad_steps",
     "train.log_every",
@@ -352,8 +362,13 @@ RESULT_FREE_KEYS = (
     "evaluate.*",
     "precompile.*",
     "benchmark.*",
+    "fleet.*",
+    "edit.*",
     "restore.*",
 )
+# Places of the host that a run was started on: compiled programs are loaded from them, or files are
+# written there. Another's run folder does not say where that happens here (`of_run`).
+HOST_KEYS = ("compile.cache_dir", "hub.cache_dir", "prior.folder")
 # Without which a checkpoint cannot be read, or a prompt not be put together, by the other modes.
 RESTORE_KEYS = (
     "seed",

@@ -1,38 +1,25 @@
 """Checks of a configuration: all problems in one message, each with what to write instead."""
 
-import dataclasses
 import difflib
 import math
 import re
-import shlex
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from dreambooth_jax.config import photos, sampling
 from dreambooth_jax.config.base import CHOICES, RANGES, STAGE_KEYS, base_config, flatten
+from dreambooth_jax.config.plan import is_resolution
+from dreambooth_jax.config.problems import Problem, raise_all, suggest
+from dreambooth_jax.config.problems import default as _default
+from dreambooth_jax.config.problems import write as _write
 from dreambooth_jax.data.prompts import PROMPT_SETS
 
+_LEAST_PRODIGY = 0.1  # of its learning rate, which is a factor there
 # What sample.prompts may hold in braces.
 TEMPLATE_FIELDS = ("subject", "identifier", "class_noun", "instance_prompt", "class_prompt")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run; the text is meant for the person who wrote it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One wrong setting: its key, what was found and expected, and what to write instead."""
-
-    key: str
-    found: Any
-    expected: str
-    instead: str
-
-    def __str__(self) -> str:
-        return f"{self.key} = {self.found!r}: expected {self.expected}. {self.instead}"
 
 
 def validate(config: ConfigDict) -> None:
@@ -42,14 +29,6 @@ def validate(config: ConfigDict) -> None:
       ConfigError: the message lists all problems, each with what to write instead.
     """
     raise_all(check(flatten(config)))
-
-
-def raise_all(problems: Sequence[Problem]) -> None:
-    """Raise one ConfigError for all problems together, nothing when there are none."""
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError(f"{count} in the configuration:{lines}")
 
 
 def check(flat: Mapping[str, Any]) -> list[Problem]:
@@ -71,31 +50,6 @@ def check(flat: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """A sentence with the known word nearest to `word`, `Did you mean 'subject.images'?`, or ""."""
-    names = sorted(known)
-    leaves = {name: name.rpartition(".")[2] for name in names}
-    near = [name for name in names if leaves[name] == word]  # right, but without its group
-    near = near or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if not near:  # perhaps in the wrong group
-        leaf = word.rpartition(".")[2]
-        close = difflib.get_close_matches(leaf, sorted(set(leaves.values())), n=1, cutoff=0.7)
-        near = [name for name in names if leaves[name] in close]
-    return f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
-
-
-def _write(key: str, value: Any) -> str:
-    """What to type to give `key` that value; `None` is the value of a key that is not set."""
-    text = str(value)
-    if shlex.quote(text) != text:
-        text = shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
-    return "Leave it out." if value is None else f"Write --config.{key}={text}."
-
-
-def _default(key: str) -> str:
-    return _write(key, flatten(base_config())[key])
-
-
 def _wrong_keys(flat: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[Problem]:
     groups = {key.partition(".")[0] for key in defaults}
     for key, value in flat.items():
@@ -112,10 +66,14 @@ def _wrong_types(c: Mapping[str, Any], base: ConfigDict) -> Iterator[Problem]:
         group, _, leaf = key.rpartition(".")
         wanted = (base[group] if group else base).get_type(leaf)
         whole = wanted is float and type(c[key]) is int
-        unset = c[key] is None and default is None
+        unset = (c[key] is None and default is None) or wanted is object
         if type(c[key]) is not wanted and not whole and not unset:
             kind = {tuple: "a tuple", int: "a whole number", float: "a number", str: "text"}
-            yield Problem(key, c[key], kind.get(wanted, "True or False"), _default(key))
+            meant = _default(key)
+            if wanted is tuple and type(c[key]) is str and c[key].strip():
+                words = c[key].replace(",", " ").split() if key in CHOICES else [c[key]]
+                meant = _write(key, tuple(words))
+            yield Problem(key, c[key], kind.get(wanted, "True or False"), meant)
 
 
 def _wrong_ranges(c: Mapping[str, Any]) -> Iterator[Problem]:
@@ -139,9 +97,17 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
                 hint = "float16 would need loss scaling. Write --config.dtype=bfloat16."
             yield Problem(key, c[key], f"one of {', '.join(map(repr, known))}", hint)
 
+    for key, value in c.items():
+        if _unwritable(value):
+            yield Problem(key, value, "text of characters that a file can hold", _default(key))
     for key in ("base_model", "subject.images"):
         if not c[key].strip():
             yield Problem(key, c[key], "'embedded', a folder, gs://… or a hub id", _default(key))
+    if not is_resolution(c["resolution"]):
+        expected = "the pixels along a side, or height and width"
+        instead = "Write --config.resolution=512, or --config.resolution=768,512."
+        yield Problem("resolution", c["resolution"], expected, instead)
+    yield from photos.wrong_crop(c["subject.crop"])
     if c["mesh.data"] < 1 and c["mesh.data"] != -1:
         yield Problem(
             "mesh.data", c["mesh.data"], "1 or more, or -1 for all", _default("mesh.data")
@@ -169,21 +135,32 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
     tables: dict[str, Sequence[Any]] = {"adapt.train": (True, False)}
     tables["sharding.rules"] = CHOICES["sharding.rules"]
     for key, values in tables.items():
-        if reason := _wrong_rules(c[key], values):
+        # The family's own rules, where there are none.
+        reason = _wrong_rules(c[key], values) if c[key] or key == "adapt.train" else ""
+        if reason:
             yield Problem(key, c[key], f"pairs (regex, value): {reason}", _default(key))
 
     yield from _wrong_names(c)
-    key = "sample.prompts"
-    if not c[key]:
-        yield Problem(key, c[key], "at least one prompt", _write(key, ("a {subject}",)))
-    for key in ("sample.prompts", "evaluate.prompts"):
+    for key in ("sample.prompts", "edit.prompts", "evaluate.prompts"):
+        if not c[key] and key != "evaluate.prompts":
+            yield Problem(key, c[key], "at least one prompt", _write(key, ("a {subject}",)))
         yield from _wrong_prompts(key, c[key])
+    yield from _wrong_prompts("edit.source_prompt", (c["edit.source_prompt"],))
     for key in ("evaluate.encoders", "benchmark.subjects"):
         yield from _wrong_items(key, c[key])
 
 
+def _unwritable(value: Any) -> bool:
+    """Returns True for text, or a tuple with such, with half a character or a zero in it."""
+    if isinstance(value, tuple):
+        return any(map(_unwritable, value))
+    return isinstance(value, str) and (
+        "\0" in value or any("\ud800" <= x <= "\udfff" for x in value)
+    )
+
+
 def _wrong_rules(rules: Sequence[Any], values: Sequence[Any]) -> str:
-    """What is wrong with a table of (regex, value), "" when nothing is."""
+    """Returns the problem of a table of (regex, value), "" without one."""
     for rule in rules:
         if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)):
             return f"{rule!r} is no such pair"
@@ -227,7 +204,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _wrong_noun(noun: str) -> Iterator[tuple[str, str]]:
-    """What a class noun was expected to be, and what to write instead."""
+    """Yields the expected form of a class noun, and what to write instead."""
     article = re.match(r"(an?|the)\s+(?=\S)", noun, re.IGNORECASE)
     if article:
         yield "a noun without article", noun[article.end() :]
@@ -236,7 +213,7 @@ def _wrong_noun(noun: str) -> Iterator[tuple[str, str]]:
 
 
 def _wrong_identifier(identifier: str, noun: str) -> Iterator[str]:
-    """What an identifier was expected to be."""
+    """Yields the expected form of an identifier."""
     if not re.fullmatch(r"[^\W_]+|<[\w-]+>", identifier):
         yield "'auto' or one word of letters and digits"
     elif identifier != "auto" and noun and noun.lower() in identifier.lower():
@@ -255,10 +232,13 @@ def _wrong_prompts(key: str, prompts: Sequence[Any]) -> Iterator[Problem]:
     expected = f"text with only {', '.join(f'{{{name}}}' for name in TEMPLATE_FIELDS)} in braces"
     for prompt in prompts:
         try:
-            fields = {field for _, field, _, _ in string.Formatter().parse(prompt)} - {None}
+            parts = [*string.Formatter().parse(prompt)]
         except (ValueError, TypeError):  # a lone brace; not text at all
             yield Problem(key, prompt, expected, "Write {{ or }} for a brace that is meant.")
             continue
+        fields = {field for _, field, _, _ in parts} - {None}
+        if any(form or conversion for _, _, form, conversion in parts):  # {subject:>1000000000}
+            yield Problem(key, prompt, f"{expected}, without : or !", "Write {subject}.")
         for field in sorted(str(field) for field in fields.difference(TEMPLATE_FIELDS)):
             hint = suggest(field, TEMPLATE_FIELDS) or "Write {subject}."
             yield Problem(key, prompt, expected, hint)
@@ -271,6 +251,13 @@ def _wrong_prompts(key: str, prompts: Sequence[Any]) -> Iterator[Problem]:
 
 
 def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yields problems of settings that are sound one by one."""
+    steps = (_wrong_prior, _wrong_methods, _wrong_modes, _wrong_steps)
+    for step in (*steps, sampling.wrong, photos.wrong_shapes):
+        yield from step(c)
+
+
+def _wrong_prior(c: Mapping[str, Any]) -> Iterator[Problem]:
     drawn = c["prior_loss_weight"] > 0 and c["prior.kind"] == "images"
     if drawn and c["prior.num_images"] == 0:
         expected = f"class images, because prior_loss_weight is {c['prior_loss_weight']}"
@@ -294,18 +281,41 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
         instead = f"{_default('upscaler_model')} Or: {_write('stages', ('base',))}"
         yield Problem("upscaler_model", c["upscaler_model"], expected, instead)
 
+
+def _wrong_modes(c: Mapping[str, Any]) -> Iterator[Problem]:
+    if c["identify.num_images"] and c["identify.tokenizer"]:
+        expected = "0 with identify.tokenizer: candidates are drawn by the base model, in its words"
+        hint = f"{_write('identify.num_images', 0)} Or: {_default('identify.tokenizer')}"
+        yield Problem("identify.num_images", c["identify.num_images"], expected, hint)
     if c["evaluate.untouched"] and not c["evaluate.generated"]:
         expected = "'' without evaluate.generated: a run draws its own"
         instead = "Write --config.evaluate.generated=FOLDER as well, or leave it out."
         yield Problem("evaluate.untouched", c["evaluate.untouched"], expected, instead)
 
+
+def _wrong_methods(c: Mapping[str, Any]) -> Iterator[Problem]:
     if c["adapt.name"] == "textual_inversion" and c["train.text_encoder"]:
         expected = "False with adapt.name 'textual_inversion', which trains embeddings alone"
         yield Problem("train.text_encoder", True, expected, _write("train.text_encoder", False))
-    if c["mesh.tensor"] > 1 and {how for _, how in c["sharding.rules"]} <= {"fsdp", "replicate"}:
+    if c["adapt.lora_file"] and not (
+        "base" in c["stages"]
+        and (c["adapt.name"] == "lora" or (c["adapt.name"], c["adapt.then"]) == ("pivotal", "lora"))
+    ):
+        expected = "none, because no LoRA of the base stage is trained"
+        hint = f"{_write('adapt.name', 'lora')} Or: {_default('adapt.lora_file')}"
+        yield Problem("adapt.lora_file", c["adapt.lora_file"], expected, hint)
+    rules = c["sharding.rules"]
+    if c["mesh.tensor"] > 1 and rules and {how for _, how in rules} <= {"fsdp", "replicate"}:
         expected = "1, because sharding.rules have neither 'columns' nor 'rows': no layer is split"
         hint = f"{_write('mesh.tensor', 1)} Or leave sharding.rules out."
         yield Problem("mesh.tensor", c["mesh.tensor"], expected, hint)
+    if c["optim.name"] == "prodigy":
+        for key in ("optim.learning_rate", "upscaler.learning_rate"):
+            if c[key] is not None and c[key] < _LEAST_PRODIGY:
+                expected = (
+                    "about 1.0 with optim.name 'prodigy', which multiplies its own rate by it"
+                )
+                yield Problem(key, c[key], expected, _write(key, 1.0))
     if c["optim.name"] == "schedule_free_adamw":
         told = "with optim.name 'schedule_free_adamw', which averages by itself"
         for key, value in (
@@ -320,11 +330,8 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
         if c["optim.b1"] == 0:
             yield Problem("optim.b1", 0, f"more than 0 {told}", _default("optim.b1"))
 
-    if c["identify.num_images"] and c["identify.tokenizer"]:
-        expected = "0 with identify.tokenizer: candidates are drawn by the base model, in its words"
-        hint = f"{_write('identify.num_images', 0)} Or: {_default('identify.tokenizer')}"
-        yield Problem("identify.num_images", c["identify.num_images"], expected, hint)
 
+def _wrong_steps(c: Mapping[str, Any]) -> Iterator[Problem]:
     first, last = c["loss.first_step"], c["loss.last_step"]
     if first > last:
         instead = f"{_default('loss.first_step')} Or: {_default('loss.last_step')}"
@@ -354,7 +361,7 @@ def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _wrong_phases(c: Mapping[str, Any], steps: str) -> Iterator[Problem]:
-    """Of one stage; `steps` is the key of its number of steps."""
+    """Yields problems of one stage's phases; `steps` is the key of its number of steps."""
     total, first, inversion = c[steps], 0, "adapt.inversion_steps"
     shortest, of = total, f"{steps} = {total}"
     if c["adapt.name"] == "pivotal":

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
+from dreambooth_jax.config import library
 from dreambooth_jax.config.base import base_config, flatten
-from dreambooth_jax.config.checks import ConfigError, suggest, validate
+from dreambooth_jax.config.checks import validate
+from dreambooth_jax.config.problems import ConfigError, suggest
 
 
 def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -18,8 +20,10 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
 
     Use it as `app.run(main, flags_parser=config.parse_flags)`. Returns the program's name. Where a
     key does not exist, a value cannot be, or a file is not there, it ends the program with status 1
-    and says all that is wrong, without a traceback.
+    and says all that is wrong, without a traceback. The configurations of the package are known by
+    name (`library`).
     """
+    argv = _located(argv)
     mistakes = [*_mistakes(argv[1:])]
     if mistakes:
         sys.exit("\n".join(mistakes))
@@ -47,6 +51,20 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
     return rest
 
 
+def _located(words: Sequence[str]) -> list[str]:
+    """The words with a file's path in the place of the name of a configuration."""
+    found = []
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if equals and flag in ("--config", "-config"):
+            found.append(f"{flag}={library.located(value)}")
+        elif i and words[i - 1] in ("--config", "-config"):
+            found.append(library.located(word))
+        else:
+            found.append(word)
+    return found
+
+
 def _config_path(words: Sequence[str]) -> str:
     """The value of `--config`, "" when the command line has none."""
     for i, word in enumerate(words):
@@ -58,12 +76,18 @@ def _config_path(words: Sequence[str]) -> str:
 
 
 def _mistakes(words: Sequence[str]) -> Iterator[str]:
-    """What the words alone show: no config file, keys that no configuration has."""
+    """Yields mistakes that the words alone show: no config file, unknown keys."""
     if any(re.match(r"--?(help|helpfull|helpshort|helpxml|version)\b", word) for word in words):
         return
     path = _config_path(words).partition(":")[0]
     if not path:
-        yield "--config is missing. Write for instance --config=configs/imagen_like.py."
+        yield "--config is missing. Write for instance --config=imagen_like, or --config=FILE.py."
+    elif not pathlib.Path(path).is_file() and re.fullmatch(r"\w+", path):
+        names = library.files()
+        yield (
+            f"--config={path}: no such file, and no configuration of that name. "
+            f"{suggest(path, names)} There are {', '.join(names)}."
+        ).replace("  ", " ")
     elif not pathlib.Path(path).is_file():
         near = suggest(path, map(str, pathlib.Path(path).parent.glob("*.py")))
         yield f"--config={path}: no such file. {near}".rstrip()

@@ -1,19 +1,25 @@
-"""What is in a folder of photos: every file, what is odd about it, and what was done."""
+"""The audit of a folder of photos: every file, its faults, and the action taken."""
 
 import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-from dreambooth_jax.data import annotations, images
+from dreambooth_jax.data import annotations, cropping, images, shapes
 from dreambooth_jax.data.annotations import NOTHING, Wanted
 from dreambooth_jax.data.colour import RGB, WHITE, ImageError, Note
+from dreambooth_jax.data.images import Size
 
 Outcome = Literal["kept", "skipped", "ignored", "wrong"]
 
+# Suffixes of files beside photos that are no photos.
+_TEXTS = (".caption", ".csv", ".json", ".jsonl", ".md", ".npz", ".toml", ".txt", ".yaml", ".yml")
+_FLAT = 2.0  # standard deviation in grey levels, below which a picture shows nothing
+FEWEST = 3  # photos below which a run is warned: Ruiz et al. 2022 have 3 to 5
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx")
 _FOLDER_HINT = "expected a folder that holds the photos themselves, 3 to 5 of them"
 _CLASS_HINT = "expected a folder that holds the class images themselves, for prior.images"
@@ -24,7 +30,9 @@ class Photo:
     """A usable photo: its file, the SHA-256 of its upright RGB pixels, its upright size in pixels.
 
     Nothing else of the file travels on: no place, no camera, no date. `caption` is the line of its
-    caption file as it stands there, `mask` the SHA-256 of its mask's pixels; None if not wanted.
+    caption file as it stands there, `mask` the SHA-256 of its mask's pixels, `covered` the share of
+    them that is white; None if not wanted. `shape` is the one it is cut to, the nearest of those
+    that there are.
     """
 
     path: pathlib.Path
@@ -34,6 +42,13 @@ class Photo:
     notes: tuple[Note, ...] = ()
     caption: str | None = None
     mask: str | None = None
+    covered: float | None = None
+    shape: Size | None = None
+
+    @property
+    def shown(self) -> float:
+        """The share of the photo that its first crop shows."""
+        return 1.0 if self.shape is None else shapes.kept((self.height, self.width), self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +69,17 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """The photos of a folder that serve at `size`, and a finding for each thing that is odd."""
+    """The photos of a folder that serve at `size`, and a finding for each thing that is odd.
+
+    Where there are several `shapes`, each photo is cut to the nearest.
+    """
 
     folder: pathlib.Path
-    size: int
+    size: Size
     kept: tuple[Photo, ...]
     findings: tuple[Finding, ...]
     wanted: Wanted = NOTHING
+    shapes: tuple[Size, ...] = ()
 
     @property
     def skipped(self) -> tuple[Finding, ...]:
@@ -74,8 +93,26 @@ class Audit:
 
     @property
     def ignored(self) -> tuple[Finding, ...]:
-        """Files nobody meant as photos (.DS_Store), sub-folders, photos beyond `max_photos`."""
+        """Files that are no photos (.DS_Store), sub-folders, photos beyond `max_photos`."""
         return tuple(finding for finding in self.findings if finding.outcome == "ignored")
+
+    @property
+    def warnings(self) -> list[str]:
+        """Findings to look at before hours of training."""
+        told = []
+        if self.wanted.of_subject and len(self.kept) < FEWEST:
+            told.append(
+                f"{_count(len(self.kept), 'photo')} in {self.folder}: 3 to 5 teach a subject, one "
+                "teaches a picture."
+            )
+        for finding in self.findings:
+            held = _pictures_in(finding.path) if finding.path.is_dir() else 0
+            if held > len(self.kept) and self.wanted.of_subject:
+                told.append(
+                    f"{finding.path} holds {held} pictures, more than {self.folder} itself, and is "
+                    "not searched. If those are the photos, write its name instead."
+                )
+        return told
 
     def __str__(self) -> str:
         """The report: one line for each file, in the order of their names.
@@ -86,7 +123,7 @@ class Audit:
             (
                 photo.path.name,
                 "kept",
-                "; ".join([f"{photo.width}×{photo.height}", *map(str, photo.notes), *_told(photo)]),
+                "; ".join([self._cut(photo), *map(str, photo.notes), *_told(photo)]),
             )
             for photo in self.kept
             if self.wanted.of_subject
@@ -95,15 +132,23 @@ class Audit:
             (finding.path.name, finding.outcome, str(finding))
             for finding in (*self.skipped, *self.ignored, *self.wrong)
         ]
+        sizes = ", ".join(map(images.told, self.shapes or (self.size,)))
         shown = {name: name if name.isprintable() else ascii(name) for name, _, _ in rows}
         width = max((len(name) for name in shown.values()), default=0)
         head = (
             f"{_count(len(self.kept), 'photo')} kept, {len(self.skipped)} skipped, "
             f"{len(self.ignored)} ignored{f', {len(self.wrong)} wrong' if self.wrong else ''} "
-            f"in {self.folder} (for {self.size}×{self.size} pixels)"
+            f"in {self.folder} (for {sizes} pixels)"
         )
         lines = [f"  {outcome:<8} {shown[name]:<{width}}  {text}" for name, outcome, text in rows]
         return "\n".join([head, *(line for _, line in sorted(zip(rows, lines, strict=True)))])
+
+    def _cut(self, photo: Photo) -> str:
+        """A photo's size and, where there are several shapes, its own and what of it is shown."""
+        size = images.told((photo.height, photo.width))
+        if not self.shapes or photo.shape is None:
+            return size
+        return f"{size}, cut to {images.told(photo.shape)}: {photo.shown:.0%} of it"
 
 
 class AuditError(ValueError):
@@ -122,47 +167,59 @@ def min_side(size: int) -> int:
     return max(16, (size + 1) // 2)
 
 
+def least(size: int | Size) -> Size:
+    """Height and width that a photo must have to serve at `size`: `min_side` of each."""
+    height, width = images.sides(size)
+    return min_side(height), min_side(width)
+
+
 def audit(
     folder: str | os.PathLike[str],
     *,
-    size: int,
+    size: int | Size,
     strict: bool = False,
     background: RGB = WHITE,
     wanted: Wanted = NOTHING,
+    several: Sequence[Size] = (),
 ) -> Audit:
     """Decode every file of `folder` (not of its sub-folders) and report on all of them at once.
 
-    Skipped is what does not decode, has a side below `min_side(size)` pixels, or repeats the pixels
-    of another file. AuditError when no photo is left, when a caption or mask that is `wanted` is
-    not as it must be or, if `strict`, when any file was skipped.
+    size: a side in pixels, or height and width; with `several` shapes each photo's is the one that
+    cuts least off it. Skipped is what does not decode, is smaller than
+    `least(size)`, or repeats the pixels of another file. AuditError when no photo is left, when a
+    caption or mask that is `wanted` is not as it must be or, if `strict`, when any file was
+    skipped.
     """
     folder = _check_folder(folder, _FOLDER_HINT if wanted.of_subject else _CLASS_HINT)
+    size = images.sides(size)
+    sizes = tuple(several) or (size,)
     kept: list[Photo] = []
     findings: list[Finding] = []
     first: dict[str, str] = {}  # sha256 → name of the photo that has these pixels
     paths = sorted(folder.iterdir(), key=lambda path: path.name)
     photos = {path.stem for path in paths if annotations.owner(path.name) is None}
     for path in paths:
-        if annotations.owner(path.name) in photos:
+        if annotations.owner(path.name) in photos or path.name == annotations.LIST:
             findings += _beside(path, wanted)
             continue
         if path.is_dir() and not path.name.startswith(".") and not wanted.of_subject:
             findings.append(Finding(path, "sub-folder", "of another class, if any", "ignored"))
             continue
-        result = _inspect(path, size=size, background=background)
+        result, pixels = _inspect(path, sizes=sizes, background=background, wanted=wanted)
         if isinstance(result, Photo) and result.sha256 in first:
             result = Finding(
                 path, f"same picture as {first[result.sha256]}", "not used twice", "skipped"
             )
         if isinstance(result, Photo):
             first[result.sha256] = path.name
-            result, wrong = _annotated(result, wanted)
+            on_white = pixels if background == WHITE else None
+            result, wrong = _annotated(result, wanted, result.shape or size, on_white)
             findings += wrong
             kept.append(result)
             findings += [Finding(path, note.found, note.done, "kept") for note in result.notes]
         else:
             findings.append(result)
-    report = Audit(folder, size, tuple(kept), tuple(findings), wanted)
+    report = Audit(folder, size, tuple(kept), tuple(findings), wanted, tuple(several))
     if not kept:
         hint = _FOLDER_HINT if wanted.of_subject else _CLASS_HINT
         raise AuditError(f"No usable photo.\n{report}\n{hint}", report)
@@ -172,23 +229,29 @@ def audit(
     if strict and report.skipped:
         raise AuditError(
             f"{_count(len(report.skipped), 'file')} cannot be used, and strict is on.\n{report}\n"
-            "Remove or mend what is skipped, or set strict=False to go on without it",
+            "Remove or fix what is skipped, or set strict=False to continue without it",
             report,
         )
     return report
 
 
 def _beside(path: pathlib.Path, wanted: Wanted) -> list[Finding]:
-    """What is to be said of a caption or mask beside a photo: nothing when it is read."""
-    mask = path.name.lower().endswith(annotations.MASK)
+    """Returns the findings about a caption or mask beside a photo; none if it is read."""
+    several = path.name == annotations.LIST
+    mask = not several and annotations.is_mask(path.name)
+    if mask and not annotations.is_read_as_mask(path.name):
+        owner = annotations.owner(path.name)
+        return [Finding(path, "looks like a mask", f"read is {owner}{annotations.MASK}", "ignored")]
     if (wanted.masks == "files") if mask else (wanted.captions != "prompt"):
         return []
     what, key = ("mask", "masks") if mask else ("caption", "captions")
     how = f"not read; --config.subject.{key}=files reads it" if wanted.of_subject else "not read"
-    return [Finding(path, f"{what} of a photo", how, "ignored")]
+    return [Finding(path, f"{what}{'s of photos' if several else ' of a photo'}", how, "ignored")]
 
 
-def _annotated(photo: Photo, wanted: Wanted) -> tuple[Photo, list[Finding]]:
+def _annotated(
+    photo: Photo, wanted: Wanted, size: Size, on_white: np.ndarray | None
+) -> tuple[Photo, list[Finding]]:
     """The photo with its caption and mask, and findings where they are not as they must be."""
     wrong = []
     try:
@@ -196,8 +259,10 @@ def _annotated(photo: Photo, wanted: Wanted) -> tuple[Photo, list[Finding]]:
     except ImageError as error:
         wrong.append(Finding(photo.path, error.problem, error.remedy, "wrong"))
     try:
-        mask = annotations.read_mask(photo.path, wanted)
-        photo = dataclasses.replace(photo, mask=None if mask is None else _digest(mask))
+        mask = annotations.read_mask(photo.path, wanted, size=size, on_white=on_white)
+        if mask is not None:
+            covered = float(mask.mean() / 255)
+            photo = dataclasses.replace(photo, mask=_digest(mask), covered=covered)
     except ImageError as error:
         wrong.append(Finding(photo.path, error.problem, error.remedy, "wrong"))
     return photo, wrong
@@ -205,8 +270,9 @@ def _annotated(photo: Photo, wanted: Wanted) -> tuple[Photo, list[Finding]]:
 
 def _told(photo: Photo) -> list[str]:
     """A photo's caption and mask in the report."""
-    caption = [] if photo.caption is None else [f"caption {photo.caption!r}"]
-    return [*caption, *([] if photo.mask is None else ["with a mask"])]
+    caption = [] if photo.caption is None else [f"caption {annotations.shown(photo.caption)}"]
+    covered = "" if photo.covered is None else f" that covers {photo.covered:.0%}"
+    return [*caption, *([] if photo.mask is None else [f"with a mask{covered}"])]
 
 
 def _check_folder(folder: str | os.PathLike[str], hint: str) -> pathlib.Path:
@@ -220,50 +286,90 @@ def _check_folder(folder: str | os.PathLike[str], hint: str) -> pathlib.Path:
             near = near.parent
         raise AuditError(f"No such folder: {name} (there is {near.absolute()}); {hint}")
     if not path.is_dir():
-        raise AuditError(f"{name} is a file; {hint}. Did you mean {path.parent}?")
+        packed = path.suffix.lower() in (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar")
+        what = "Unpack it and write the folder" if packed else f"Did you mean {path.parent}?"
+        raise AuditError(f"{name} is a file; {hint}. {what}")
     return path
 
 
-def _inspect(path: pathlib.Path, *, size: int, background: RGB) -> Photo | Finding:
-    """One entry of the folder as a usable photo, or as the finding that says why it is none."""
+def _no_photo(path: pathlib.Path) -> Finding | None:
+    """The finding about what is no picture, by its name and kind."""
     if path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES:
         return Finding(path, "file of the system, or hidden", "not looked at", "ignored")
     if path.is_dir():
-        return Finding(path, "sub-folder", "not searched; move photos up to use them", "ignored")
+        held = _pictures_in(path)
+        told = f"sub-folder with {_count(held, 'picture')}" if held else "sub-folder"
+        return Finding(path, told, "not searched; move photos up to use them", "ignored")
     if path.is_symlink() and not path.exists():
-        return Finding(path, f"link to nothing ({path.readlink()})", "mend the link", "skipped")
-    if not path.is_file():  # opening a pipe would wait for ever
+        return Finding(path, f"link to nothing ({path.readlink()})", "fix the link", "skipped")
+    if not path.is_file():  # opening a pipe would block without end
         return Finding(path, "not a regular file", "not opened", "skipped")
+    if path.suffix.lower() in _TEXTS:
+        return Finding(path, "not an image: a text or data", "not used", "ignored")
+    return None
+
+
+def _inspect(
+    path: pathlib.Path, *, sizes: Sequence[Size], background: RGB, wanted: Wanted
+) -> tuple[Photo | Finding, np.ndarray | None]:
+    """One entry of the folder as a usable photo, or as the finding that says why it is none.
+
+    The pixels of a photo come with it: it may be large, and is decoded once.
+    """
+    if refused := _no_photo(path):
+        return refused, None
     try:
         pixels, notes = images.decode(path, background=background)
     except ImageError as error:
-        return Finding(path, error.problem, error.remedy, "skipped")
+        return Finding(path, error.problem, error.remedy, "skipped"), None
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        return Finding(path, f"cannot be opened ({reason})", "check the file", "skipped")
+        return Finding(path, f"cannot be opened ({reason})", "check the file", "skipped"), None
     height, width = pixels.shape[:2]
-    if min(height, width) < min_side(size):
-        return Finding(
-            path,
-            f"too small ({width}×{height}; needs at least {min_side(size)} px on the short side)",
-            "use a larger copy",
-            "skipped",
-        )
-    notes = (*notes, *_shape_notes(pixels, size=size))
-    return Photo(path, _digest(pixels), width, height, notes)
+    size = sizes[shapes.nearest((height, width), sizes)]
+    needed = least(size)
+    if height < needed[0] or width < needed[1]:
+        square = needed[0] == needed[1]
+        told = f"{needed[0]} px on the short side" if square else f"{images.told(needed)} px"
+        problem = f"too small ({width}×{height}; needs at least {told})"
+        return Finding(path, problem, "use a larger copy", "skipped"), None
+    notes = (*notes, *_shape_notes(pixels, size=size, wanted=wanted))
+    return Photo(path, _digest(pixels), width, height, notes, shape=size), pixels
 
 
-def _shape_notes(pixels: np.ndarray, *, size: int) -> list[Note]:
-    """What the owner should know about a photo that is used all the same."""
-    notes = []
-    short, long = sorted(pixels.shape[:2])
-    if short < size:
-        notes.append(Note(f"smaller than {size} px", f"enlarged ×{size / short:.2g}"))
-    if 2 * short < long:
-        notes.append(Note("long and narrow", f"a square crop shows {short / long:.0%} of it"))
+def _shape_notes(pixels: np.ndarray, *, size: Size, wanted: Wanted) -> list[Note]:
+    """Returns notes on a photo that is used in spite of its shape.
+
+    Of photos with masks the crop is around the mask, and is checked with it.
+    """
+    notes, crop = [], annotations.shape(size)
+    (rows, columns), (height, width) = size, pixels.shape[:2]
+    scale = max(rows / height, columns / width)
+    if scale > 1:
+        told = f"{rows}" if rows == columns else images.told(size)
+        notes.append(Note(f"smaller than {told} px", f"enlarged ×{scale:.2g}"))
+    less, more = sorted((rows * width, columns * height))
+    if 2 * less < more:
+        named = "a square crop" if crop == "square" else f"a {crop}"
+        notes.append(Note("long and narrow", f"{named} shows {less / more:.0%} of it"))
     if (pixels == pixels[0, 0]).all():
         notes.append(Note("one colour all over", "kept; is it the right file?"))
+    elif wanted.masks == "none":
+        place = cropping.placed(wanted.crop, None, size)
+        shown = images.cover(pixels, images.thumbnail(size, 32), crop=place)
+        if shown.std(axis=(0, 1)).max() < _FLAT:
+            done = "kept; the subject may lie outside: write --config.subject.crop='(fy, fx)'"
+            where = f"at subject.crop = {wanted.crop}" if wanted.crop else "in the middle"
+            notes.append(Note(f"the {crop} {where} is of one colour", done))
     return notes
+
+
+def _pictures_in(folder: pathlib.Path) -> int:
+    """Counts the files of a folder, not of its sub-folders, that have a picture's ending."""
+    try:
+        return sum(path.suffix.lower() in images.SUFFIXES for path in folder.iterdir())
+    except OSError:  # of another user
+        return 0
 
 
 def _digest(pixels: np.ndarray) -> str:

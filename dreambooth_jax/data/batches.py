@@ -51,10 +51,10 @@ class Pictures:
         sizes = self.sizes
         if sizes is not None:
             # What lay right of the window lies left of it now.
-            height, width, _, left, _, side = sizes.T
+            height, width, _, left, rows, columns = sizes.T
             other = sizes.copy()
-            other[:, 3] = np.maximum(np.round(width * side / np.minimum(height, width)), side)
-            other[:, 3] = np.maximum(other[:, 3] - side - left, 0)
+            scale = np.maximum(rows / height, columns / width)
+            other[:, 3] = np.maximum(np.round(width * scale) - columns - left, 0)
             sizes = np.concatenate([sizes, other])
         return Pictures(
             np.concatenate([self.mean, self.mean[:, :, ::-1]]),
@@ -65,15 +65,18 @@ class Pictures:
         )
 
 
-def weights_of(masks: np.ndarray, *, side: int, outside: float) -> np.ndarray:
-    """Weights of the loss `[N,side,side,1]` from masks `[N,H,W]` in [0, 1] of the same pictures.
+def weights_of(masks: np.ndarray, *, shape: tuple[int, int], outside: float) -> np.ndarray:
+    """Weights of the loss `[N,h,w,1]` from masks `[N,H,W]` in [0, 1] of the same pictures.
+
+    shape: rows and columns of a sample, h and w.
 
     1 on the subject, `outside` off it; a pixel of a latent has the mean over its part of the mask.
     With 0 outside nothing holds the background where photos are trained on, and the subject gets no
     surroundings; a small weight keeps both, and the photos' background is hardly learned.
     """
-    factor = masks.shape[1] // side
-    coarse = masks.reshape(len(masks), side, factor, side, factor).mean((2, 4))
+    (rows, columns), (height, width) = shape, masks.shape[1:]
+    parts = masks.reshape(len(masks), rows, height // rows, columns, width // columns)
+    coarse = parts.mean((2, 4))
     return (outside + (1 - outside) * coarse)[..., None].astype(np.float32)
 
 
@@ -99,8 +102,9 @@ class SubjectBatches:
     """Batches of photos and class images; works for any number of either, and of subjects.
 
     Each set walks through its pictures in an order shuffled anew each round, so all are seen
-    equally often. Subjects take turns, row by row, and with them their classes: `turns[k]` is the
-    place among `classes` of subject k's. There are no class rows without `classes`.
+    equally often. Subjects take turns, row by row, in the `order` of their places, each once where
+    there is none, and with them their classes: `turns[k]` is the place among `classes` of the k-th
+    turn's. There are no class rows without `classes`.
     """
 
     subjects: Sequence[Pictures]
@@ -109,6 +113,7 @@ class SubjectBatches:
     batch_size: int
     prior_fraction: float
     seed: int
+    order: Sequence[int] = ()
 
     @property
     def prompts(self) -> np.ndarray:
@@ -125,11 +130,15 @@ class SubjectBatches:
         fraction = self.prior_fraction if self.classes else 0
         counts = split_rows(self.batch_size, prior_fraction=fraction)
         first = range(step * counts[0], (step + 1) * counts[0])
-        rows = self._walk("subject", self.subjects, range(len(self.subjects)), first)
+        rows = self._walk("subject", self.subjects, self.order or self._each, first)
         if self.classes:
             second = range(step * counts[1], (step + 1) * counts[1])
             rows += self._walk("prior", self.classes, self.turns, second)
         return assembled(rows, np.repeat([False, True], counts))
+
+    @property
+    def _each(self) -> Sequence[int]:
+        return range(len(self.subjects))
 
     def _walk(
         self, kind: str, sets: Sequence[Pictures], turns: Sequence[int], places: Iterable[int]
@@ -174,7 +183,7 @@ def assembled(rows: Sequence[tuple[Pictures, int]], is_prior: np.ndarray) -> dic
 
 @dataclasses.dataclass(frozen=True)
 class StepTokens:
-    """What a text encoder reads in a step that trains it: the prompts of the step's rows alone.
+    """Token ids of the prompts in one step, for a text encoder that is trained.
 
     tokens: `[P,L]` each, of all prompts (`Stage.tokens`).
     rows: sorted, those of the prompts that training uses at all.

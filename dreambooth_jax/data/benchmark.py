@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dreambooth_jax.data.audit import Audit, AuditError, audit
+from dreambooth_jax.data.images import Size
 from dreambooth_jax.data.prompts import PROMPT_SETS
 
 CITATION = "Ruiz et al. 2022, DreamBooth, arXiv:2208.12242"
@@ -86,7 +87,7 @@ class Checkout:
         """The folder of a subject that is present."""
         return self.folder / name
 
-    def audits(self, *, size: int, strict: bool = False) -> Iterator[tuple[Member, Audit]]:
+    def audits(self, *, size: int | Size, strict: bool = False) -> Iterator[tuple[Member, Audit]]:
         """Every subject that is present with the audit of its photos (`data/audit.py`).
 
         Raises:
@@ -96,7 +97,7 @@ class Checkout:
             yield member, audit(self.photos_of(member.name), size=size, strict=strict)
 
     def __str__(self) -> str:
-        """What there is of the 30 subjects, in a few lines."""
+        """Lists which of the 30 subjects are there, in a few lines."""
         lines = [f"{len(self.present)} of the {len(MEMBERS)} subjects are in {self.folder}"]
         for what, names in (
             ("not there", [member.name for member in self.missing]),
@@ -108,7 +109,7 @@ class Checkout:
 
 
 def locate(folder: str | os.PathLike[str]) -> Checkout:
-    """What `folder` has of the benchmark; it is the checkout itself or the `dataset/` in it.
+    """Finds the benchmark in `folder`: the checkout itself or the `dataset/` in it.
 
     Raises:
       AuditError: it is no folder, or has none of the 30 subjects.

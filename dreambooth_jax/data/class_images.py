@@ -1,13 +1,14 @@
 """The class images that a run trains on: drawn by the base, or the user's own."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dreambooth_jax.data import photos
 from dreambooth_jax.data.audit import Audit
+from dreambooth_jax.data.images import Size, sides
 from dreambooth_jax.data.photos import Photos
 from dreambooth_jax.data.prior import Prior
 from dreambooth_jax.data.subject import Words
@@ -15,15 +16,16 @@ from dreambooth_jax.data.subject import Words
 
 @dataclasses.dataclass(frozen=True)
 class ClassImages:
-    """M class images of one class noun: `pixels[size]` is uint8 [M, size, size, 3].
+    """M class images of one class noun: `pixels[h, w]` is uint8 [M, h, w, 3].
 
+    Of several shapes drawn ones are of one each, M in all, and those of a folder are cut at each.
     `row_prompts` are theirs. `redone` of the drawn ones came out empty at first; `own` are
     those of a folder of the user's.
     """
 
     class_noun: str
     class_prompt: str
-    pixels: Mapping[int, np.ndarray]
+    pixels: Mapping[Size, np.ndarray]
     row_prompts: tuple[str, ...]
     redone: int = 0
     own: Photos | None = None
@@ -31,22 +33,38 @@ class ClassImages:
     def __len__(self) -> int:
         return len(self.row_prompts)
 
-    def sizes(self, size: int) -> np.ndarray:
+    def at(self, size: Size) -> "ClassImages":
+        """Returns those that have pictures of this size, with these pictures alone."""
+        rows = self.pixels[size]
+        prompts = self.row_prompts[: len(rows)]  # all are the same where these are fewer
+        return dataclasses.replace(self, pixels={size: rows}, row_prompts=prompts)
+
+    @property
+    def shown(self) -> list[np.ndarray]:
+        """Every class image once: of its several sizes the largest."""
+        largest = self.pixels[max(self.pixels)]
+        if len(largest) == len(self):
+            return [*largest]
+        return [picture for rows in self.pixels.values() for picture in rows]
+
+    def sizes(self, size: int | Size) -> np.ndarray:
         """See `Photos.sizes`; a drawn picture is whole."""
         if self.own is not None:
             return self.own.sizes(size)
-        return np.tile(np.array([size, size, 0, 0, size, size], np.float32), (len(self), 1))
+        height, width = sides(size)
+        told = np.array([height, width, 0, 0, height, width], np.float32)
+        return np.tile(told, (len(self), 1))
 
 
-def drawn(made: Prior, words: Words) -> ClassImages:
-    """What the untouched base drew of the class, by `prior.make_or_reuse`."""
-    stages = [made.images] if made.low_res is None else [made.low_res, made.images]
+def drawn(made: Sequence[Prior], words: Words) -> ClassImages:
+    """Class images drawn by the untouched base, by `prior.make_or_reuse`, of one or more shapes."""
+    stages = [x for each in made for x in (each.low_res, each.images) if x is not None]
     return ClassImages(
         class_noun=words.class_noun,
         class_prompt=words.class_prompt,
-        pixels={pictures.shape[1]: pictures for pictures in stages},
-        row_prompts=(words.class_prompt,) * len(made.images),
-        redone=made.redone,
+        pixels={sides(pictures.shape[1:3]): pictures for pictures in stages},
+        row_prompts=(words.class_prompt,) * sum(len(each.images) for each in made),
+        redone=sum(each.redone for each in made),
     )
 
 

@@ -13,6 +13,7 @@ WHITE: RGB = (255, 255, 255)
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 # A profile that moves no colour further than this (levels of 255) is sRGB in all but name.
 _SRGB_TOLERANCE = 2
+_STRIP = 256  # rows at a time
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -63,9 +64,14 @@ def to_rgb(image: Image.Image, *, background: RGB = WHITE) -> tuple[np.ndarray, 
 
 def composite(pixels: np.ndarray, alpha: np.ndarray, *, background: RGB) -> np.ndarray:
     """uint8 [H, W, 3] over one colour: round((α·c + (255 − α)·b) / 255), α uint8 [H, W]."""
-    opacity = alpha[..., None].astype(np.uint32)
-    behind = np.asarray(background, np.uint32)
-    return ((opacity * pixels + (255 - opacity) * behind + 127) // 255).astype(np.uint8)
+    behind = np.asarray(background, np.uint16)
+    made = np.empty_like(pixels)
+    for start in range(0, len(pixels), _STRIP):  # a large photo takes no multiple of itself
+        rows = slice(start, start + _STRIP)
+        opacity = alpha[rows, :, None].astype(np.uint16)
+        # At most 255² + 127, which 16 bits hold: the weights sum to 255.
+        made[rows] = (opacity * pixels[rows] + (255 - opacity) * behind + 127) // 255
+    return made
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, np.ndarray | None]:
@@ -97,7 +103,7 @@ def _from_deep_grey(image: Image.Image) -> tuple[Image.Image, np.ndarray | None]
             f"32-bit pixels (mode {image.mode!r}), which have no agreed white",
             "save it with 8 or 16 bits a channel",
         )
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int32)  # 16 bits, and room for the rounding
     clear = image.info.get("transparency")  # PNG may name one value as transparent
     alpha = None if clear is None else np.where(values == clear, 0, 255).astype(np.uint8)
     return Image.fromarray(((values + 128) // 257).astype(np.uint8)), alpha
@@ -133,7 +139,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, No
 
 
 def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether a transform leaves a 9×9×9 lattice of RGB colours where it was."""
+    """Returns True if a transform leaves a 9×9×9 lattice of RGB colours unchanged."""
     levels = np.linspace(0, 255, 9).round().astype(np.uint8)
     lattice = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
     moved = ImageCms.applyTransform(Image.fromarray(lattice), transform)

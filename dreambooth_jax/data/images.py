@@ -12,12 +12,20 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, features
 
+from dreambooth_jax import untrusted
 from dreambooth_jax.data.colour import RGB, WHITE, ImageError, Note, to_rgb
+
+Size = tuple[int, int]  # height and width in pixels
 
 # What cameras, phones and screens write. Pillow knows more, but some of those start other programs
 # (EPS) or take any text for a picture.
 _FORMATS = (
     "AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP",
+)  # fmt: skip
+
+SUFFIXES = (  # of such files, in lower case
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".pgm",
+    ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 
 # How a picture stored with this EXIF orientation becomes upright (Exif 2.32, tag 0x0112).
@@ -52,10 +60,14 @@ def read(path: str | os.PathLike[str], *, background: RGB = WHITE) -> np.ndarray
 def decode(
     path: str | os.PathLike[str], *, background: RGB = WHITE
 ) -> tuple[np.ndarray, tuple[Note, ...]]:
-    """What `read` gives, and a note on each thing that had to be done for it."""
+    """Decodes as `read` does, with a note on each correction that was made."""
     path = pathlib.Path(path)
     if path.suffix.lower() in _RAW_SUFFIXES:
         raise ImageError(f"camera raw file ({path.suffix})", "export it as JPEG or PNG")
+    try:
+        untrusted.regular(path)  # a pipe or a device never ends
+    except untrusted.FileError:
+        raise ImageError("not a regular file", "put the picture itself there") from None
     with path.open("rb") as file, _strict_pillow():
         try:
             with _open(file) as image:
@@ -82,7 +94,7 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
 
 
 def _brand(head: bytes) -> bytes:
-    """Which of the many kinds of ISO base media file (HEIC, AVIF, MP4) this is; b"" for none."""
+    """Returns the brand of an ISO base media file (HEIC, AVIF, MP4); b"" for another file."""
     return head[8:12] if head[4:8] == b"ftyp" else b""
 
 
@@ -96,7 +108,7 @@ def _register_heif() -> bool:
 
 
 def _unknown(head: bytes) -> ImageError:
-    """What to say of a file that Pillow does not know, by its first bytes."""
+    """Describes a file that Pillow does not know, by its first bytes."""
     if not head:
         return ImageError("empty file (0 bytes)", "copy it again")
     kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
@@ -152,7 +164,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _explain(error: Exception) -> ImageError:
-    """What an exception from Pillow means for the owner of the file."""
+    """Translates an exception from Pillow into a fault of the file and its remedy."""
     text = str(error) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         size = text.split(",")[0]  # "Image size (N pixels) exceeds limit of M pixels"
@@ -182,9 +194,27 @@ def _strict_pillow() -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
+def sides(size: int | Size) -> Size:
+    """Height and width of `size`, a side of a square or both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def told(size: int | Size) -> str:
+    """Width × height in pixels, as people write it: "64×96"."""
+    height, width = sides(size)
+    return f"{width}×{height}"
+
+
+def thumbnail(size: int | Size, longest: int) -> Size:
+    """Height and width of a picture shaped like `size` whose longer side has `longest` pixels."""
+    height, width = sides(size)
+    most = max(height, width)
+    return max(round(height * longest / most), 1), max(round(width * longest / most), 1)
+
+
 def cover(
     image: np.ndarray,
-    size: int | tuple[int, int],
+    size: int | Size,
     *,
     crop: Literal["center"] | tuple[float, float] = "center",
     zoom: float = 1.0,
@@ -199,8 +229,8 @@ def cover(
             f"cover() got {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3]; "
             "use read() or to_uint8() first"
         )
-    height, width = (size, size) if isinstance(size, int) else size
-    box, scale = _window(image.shape[0], image.shape[1], height, width, crop=crop, zoom=zoom)
+    height, width = sides(size)
+    box, scale = window(image.shape[0], image.shape[1], height, width, crop=crop, zoom=zoom)
     # Pillow widens its filter when it shrinks, which is what keeps fine patterns from aliasing.
     method = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
     return np.array(Image.fromarray(image).resize((width, height), method, box=box))
@@ -208,37 +238,38 @@ def cover(
 
 def cover_mask(
     mask: np.ndarray,
-    size: int,
+    size: int | Size,
     *,
     crop: Literal["center"] | tuple[float, float] = "center",
     zoom: float = 1.0,
 ) -> np.ndarray:
-    """What `cover` shows of a photo, of its mask uint8 [H, W]: float32 [size, size] in [0, 1].
+    """Crops a mask uint8 [H, W] as `cover` crops its photo: float32 of that size, in [0, 1].
 
     Each value is the mean over the area that its pixel covers, parts of pixels counted as such.
     """
-    box, _ = _window(mask.shape[0], mask.shape[1], size, size, crop=crop, zoom=zoom)
+    height, width = sides(size)
+    box, _ = window(mask.shape[0], mask.shape[1], height, width, crop=crop, zoom=zoom)
     left, top, right, bottom = box
     found = mask.astype(np.float64) / 255
-    for axis, (low, high) in enumerate(((top, bottom), (left, right))):
+    for axis, (low, high, side) in enumerate(((top, bottom, height), (left, right, width))):
         sums = np.concatenate([np.zeros_like(found.take([0], axis)), found.cumsum(axis)], axis)
         # The integral up to any place between two pixels' borders is linear in it.
-        edges = np.linspace(low, high, size + 1)
+        edges = np.linspace(low, high, side + 1)
         before = np.minimum(edges.astype(int), mask.shape[axis] - 1)
         part = np.expand_dims(edges - before, 1 - axis)
         upto = sums.take(before, axis) * (1 - part) + sums.take(before + 1, axis) * part
-        found = np.diff(upto, axis=axis) * size / (high - low)
+        found = np.diff(upto, axis=axis) * side / (high - low)
     return np.clip(found, 0, 1).astype(np.float32)
 
 
-def _window(
+def window(
     rows: int,
     columns: int,
     height: int,
     width: int,
     *,
-    crop: str | tuple[float, float],
-    zoom: float,
+    crop: str | tuple[float, float] = "center",
+    zoom: float = 1.0,
 ) -> tuple[tuple[float, float, float, float], float]:
     """(left, top, right, bottom) of what is shown of a picture of these rows and columns, scale."""
     if min(height, width) < 1:

@@ -2,7 +2,7 @@
 
 A manifest lies beside them. A folder is used again only when its manifest says that it would come
 out the same: same prompt, seed, sampler and base weights. It grows in blocks: a run that was killed
-in the middle goes on with the next block, and the images are those of a run that was not. Black,
+in the middle resumes with the next block, and the images are those of a run that was not. Black,
 constant or non-finite images are drawn again from another seed, and counted.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from dreambooth_jax import files, rng
+from dreambooth_jax import files, rng, untrusted
 
 MANIFEST = "manifest.json"
 LOW_RES = "low_res"  # sub-folder with what the base stage made, where an upscaler made the images
@@ -123,19 +123,24 @@ def _known(folder: Path, made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]
         if foreign:
             raise PriorError(
                 f"{folder} holds {len(foreign)} files (the first is {foreign[0]!r}) but no "
-                f"{MANIFEST}: it was not made by this program, so nobody knows by which model. "
-                "Set prior.folder to another folder, or empty this one."
+                f"{MANIFEST}: it was not made by this program, so its model is unknown. Set "
+                "prior.folder to another folder, or empty this one."
             )
         return {}
     try:
-        manifest = json.loads(file.read_text())
-        before, entries = manifest["made_by"], manifest["images"]
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = untrusted.json_object(file, remedy="")
+        with untrusted.values(file):
+            before, entries = manifest["made_by"], manifest["images"]
+            if not (isinstance(before, dict) and isinstance(entries, dict)):
+                raise ValueError("made_by and images are not both objects {…}")
+            for name, entry in entries.items():
+                _check_entry(name, entry)
+    except untrusted.FileError as error:
         raise PriorError(
             f"{file} cannot be read ({error}). Delete {folder} to make the images anew."
         ) from error
-    # Images do not depend on how many are drawn at once: a run may go on on other devices.
-    keys = sorted((before | made_by).keys() - {"block"})
+    # Images do not depend on how many are drawn at once: a run may be resumed on other devices.
+    keys = sorted(({*before} | {*made_by}) - {"block"})
     different = [key for key in keys if before.get(key) != made_by.get(key)]
     if different:
         lines = "".join(
@@ -145,7 +150,16 @@ def _known(folder: Path, made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]
             f"the class images in {folder} were made in another way:{lines}\n"
             "Put the settings back, set prior.folder to another folder, or delete this one."
         )
-    return dict(entries)
+    return entries
+
+
+def _check_entry(name: str, entry: Any) -> None:
+    """Raises ValueError when it is not what `_entries` says of the image `name`."""
+    places = entry["files"]
+    known = {name, f"{LOW_RES}/{name}"}
+    sound = isinstance(places, dict) and name in places and known.issuperset(places)
+    if not (sound and isinstance(entry["attempt"], int) and name == Path(name).name):
+        raise ValueError(f"the entry of {name!r} is {entry!r:.200}")
 
 
 def _read(folder: Path, entry: Mapping[str, Any] | None) -> list[np.ndarray] | None:
@@ -155,15 +169,24 @@ def _read(folder: Path, entry: Mapping[str, Any] | None) -> list[np.ndarray] | N
     pictures = []
     for name, digest in entry["files"].items():
         try:
-            with (folder / name).open("rb") as file, Image.open(file) as image:
-                picture = np.asarray(image.convert("RGB"))
-        except OSError:
+            picture = _decoded(folder / name)
+        except (OSError, untrusted.FileError):
             picture = None
         if picture is None or _digest(picture) != digest:
             logging.warning("prior: %s is missing or was changed; it is made again", folder / name)
             return None
         pictures.append(picture)
     return pictures
+
+
+def _decoded(file: Path) -> np.ndarray:
+    """A PNG file's pixels; whatever a damaged one makes Pillow raise is a FileError."""
+    with (
+        untrusted.reading(file, "a class image"),
+        untrusted.regular(file).open("rb") as opened,
+        Image.open(opened, formats=["PNG"]) as image,
+    ):
+        return np.asarray(image.convert("RGB"))
 
 
 def _draw_block(
@@ -221,7 +244,7 @@ def _entries(
     attempts: Mapping[int, int],
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """What the manifest says of a block."""
+    """Returns the manifest's entries of a block."""
     entries = {}
     for k, index in enumerate(indices):
         of_image = _files(index, [column[k] for column in pictures])

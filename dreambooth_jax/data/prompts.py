@@ -117,12 +117,12 @@ def expanded(prompts: Iterable[str]) -> tuple[str, ...]:
 
 
 def mentions(prompt: str, word: str) -> bool:
-    """Whether a word, such as the identifier, stands in the prompt, in whatever case."""
+    """Returns True if a word, such as the identifier, is in the prompt, in any case."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) is not None
 
 
 def is_of_class(prompt: str, words: Iterable[Words]) -> bool:
-    """Whether the prompt names none of these subjects: what it shows is any one of a class."""
+    """Returns True if the prompt names none of these subjects, only their class."""
     return not any(mentions(prompt, each.identifier) for each in words)
 
 

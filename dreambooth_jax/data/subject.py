@@ -9,6 +9,7 @@ from dreambooth_jax.data import photos
 from dreambooth_jax.data.annotations import NOTHING, Wanted
 from dreambooth_jax.data.audit import Audit, audit
 from dreambooth_jax.data.colour import RGB, WHITE
+from dreambooth_jax.data.images import Size, sides
 from dreambooth_jax.data.photos import Photos
 
 # Written with a vowel, spoken with a consonant; and the other way round.
@@ -21,7 +22,7 @@ _UN_PREFIX = ("unid", "unim", "unin")  # unidentified, unimpressed, uninvited: "
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """What the subject is called, and the two prompts that name it and its class."""
+    """Identifier and class noun of a subject, and the two prompts that name it and its class."""
 
     identifier: str
     class_noun: str
@@ -35,7 +36,7 @@ class Words:
 
     @property
     def in_braces(self) -> dict[str, str]:
-        """What stands for each name in braces in captions and in templates of prompts."""
+        """Values of the names in braces in captions and in templates of prompts."""
         return {
             "subject": f"{self.identifier} {self.class_noun}",
             "identifier": self.identifier,
@@ -55,7 +56,7 @@ def read(
     *,
     class_noun: str,
     identifier: str,
-    sizes: Sequence[int],
+    sizes: Sequence[int | Size],
     crops: int = 1,
     seed: int = 0,
     strict: bool = False,
@@ -70,13 +71,15 @@ def read(
     words = Words.of(identifier=identifier, class_noun=class_noun)
     if not sizes:
         raise ValueError(f"sizes is {sizes!r}; expected one or more sides in pixels, such as [64]")
-    report = audit(folder, size=max(sizes), strict=strict, background=background, wanted=wanted)
+    report = audit(
+        folder, size=max(map(sides, sizes)), strict=strict, background=background, wanted=wanted
+    )
     how = {"crops": crops, "seed": seed, "max_photos": max_photos, "background": background}
     return of_audit(report, words, sizes=sizes, **how)
 
 
-def of_audit(report: Audit, words: Words, *, sizes: Sequence[int], **how: Any) -> Subject:
-    """The subject whose photos are already looked at; `how` is that of `photos.cut`."""
+def of_audit(report: Audit, words: Words, *, sizes: Sequence[int | Size], **how: Any) -> Subject:
+    """The subject of photos that are already audited; `how` is that of `photos.cut`."""
     told = words.in_braces
     found = photos.cut(report, prompt=words.instance_prompt, words=told, sizes=sizes, **how)
     return Subject(**vars(words), **vars(found))
@@ -89,6 +92,11 @@ def prompts(*, identifier: str, class_noun: str) -> tuple[str, str]:
             raise ValueError(
                 f"{name} is {words!r}; expected words with single spaces between them, such as "
                 + ("'zib'" if name == "identifier" else "'dog' or 'stuffed animal'")
+            )
+        if any(mark in words for mark in "/\\") or not words.isprintable() or words.startswith("."):
+            raise ValueError(
+                f"{name} is {words!r}, which cannot be part of a file's name; write it without "
+                "slashes, control characters and a dot in front"
             )
         first, _, rest = words.partition(" ")
         if rest and first.lower() in ("a", "an", "the"):

@@ -9,20 +9,25 @@ import jax
 import jax.numpy as jnp
 
 from dreambooth_jax.diffusion import process
-from dreambooth_jax.diffusion.schedule import Schedule
+from dreambooth_jax.diffusion.path import NoisePath
 
 Array = jax.Array
 
 
-def min_snr_weight(schedule: Schedule, t: Array, gamma: float) -> Array:
+def min_snr_weight(path: NoisePath, t: Array, gamma: float) -> Array:
     """Min-SNR-γ weight `[B]` of the squared error in the network's own output.
 
     min(SNR, γ) weighs the error of x0 (Hang et al. 2023, section 3.4); the output's squared error
-    is SNR (ε), SNR + 1 (v) or 1 (x0) times that error.
+    is SNR (ε), SNR + 1 (v), 1 (x0) or (1 + √SNR)² (velocity, on a flow) times that error.
     """
-    snr = schedule.snr(t)
-    divisors = {"epsilon": snr, "v_prediction": snr + 1, "sample": jnp.ones_like(snr)}
-    return jnp.minimum(snr, gamma) / jnp.maximum(divisors[schedule.prediction_type], 1e-20)
+    snr = path.snr(t)
+    divisors = {
+        "epsilon": lambda: snr,
+        "v_prediction": lambda: snr + 1,
+        "sample": lambda: jnp.ones_like(snr),
+        "flow": lambda: jnp.square(1 + jnp.sqrt(snr)),
+    }
+    return jnp.minimum(snr, gamma) / jnp.maximum(divisors[path.prediction_type](), 1e-20)
 
 
 def picture_mean(error: Array, pixel_weights: Array | None = None) -> Array:
@@ -33,7 +38,7 @@ def picture_mean(error: Array, pixel_weights: Array | None = None) -> Array:
 
 
 def denoising(
-    schedule: Schedule,
+    path: NoisePath,
     output: Array,
     *,
     x0: Array,
@@ -51,11 +56,11 @@ def denoising(
     Σ w·e / Σ w, so that only their ratios count; no picture may have zeros alone.
     """
     output = output[..., : x0.shape[-1]].astype(jnp.float32)
-    wanted = process.target(schedule, x0, noise, t) if target is None else target
+    wanted = process.target(path, x0, noise, t) if target is None else target
     per_example = picture_mean(jnp.square(output - wanted), pixel_weights)
     if not min_snr_gamma:
         return per_example
-    return per_example * min_snr_weight(schedule, t, min_snr_gamma)
+    return per_example * min_snr_weight(path, t, min_snr_gamma)
 
 
 def row_weights(is_prior: Array, prior_loss_weight: float) -> dict[str, Array]:

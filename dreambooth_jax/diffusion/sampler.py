@@ -1,103 +1,108 @@
-"""Samplers: a fold of one pure rule over falling time steps, inside one `lax.scan`.
+"""Samplers: a fold of one pure rule (`rules`) over falling levels, inside one `lax.scan`."""
 
-A rule takes the sample from (alpha_t, sigma_t) to the next, less noisy (alpha_s, sigma_s); the last
-step goes to (1, 0). A rule is one function and one line in `SAMPLERS`; it sees numbers, not steps
-of a table, so it serves any schedule.
-"""
-
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreambooth_jax.diffusion import process
-from dreambooth_jax.diffusion.schedule import Schedule
+from dreambooth_jax.diffusion import process, rules
+from dreambooth_jax.diffusion.path import Flow, NoisePath
+from dreambooth_jax.diffusion.rules import Past, Rule, Step
 
 Array = jax.Array
 
+SAMPLERS: dict[str, Rule] = {
+    "ddpm": rules.ddpm,
+    "ddim": rules.ddim,
+    "euler": rules.ddim,  # in sigma / alpha, or along a flow's velocity, it is the same step
+    "euler_ancestral": rules.euler_ancestral,
+    "heun": rules.heun,
+    "dpmpp_2m": rules.dpmpp_2m,
+    "dpmpp_2m_karras": rules.dpmpp_2m,
+    "dpmpp_2m_sde": rules.dpmpp_2m_sde,
+    "unipc": rules.unipc,
+    "lcm": rules.lcm,
+}
+# Sampler -> the spacing that belongs to it.
+OWN_SPACING = {"dpmpp_2m_karras": "karras", "lcm": "lcm"}
+# Visit every level but the first and the last twice: 2 S - 1 evaluations for S steps.
+CORRECTING = ("heun",)
+# Samplers for tables of betas alone.
+TABLES_ONLY = ("lcm",)
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """What a rule sees of one step; alpha and sigma are float32 scalars, now (t) and next (s).
 
-    noise: fresh N(0, I).
-    variance: the network's own variance channels, or None; `variance_type` says what they mean.
-    x0_before, lambda_before: the previous step's x0_hat and half log-SNR; zeros where `is_first`.
+def levels(name: str, path: NoisePath, num_steps: int, *, spacing: str = "model") -> np.ndarray:
+    """The levels that a sampler of `SAMPLERS` visits, float32 `[S+1]`, ending at the clean end.
+
+    A sampler that corrects its predictions has every level but the first and the last twice,
+    `[2 S]`. "model" is the spacing of the sampler, where it has one of its own, or of the path.
+
+    Raises:
+      ValueError: the sampler or the spacing is not for this path, or not for so many steps.
+    """
+    if name in TABLES_ONLY and isinstance(path, Flow):
+        raise ValueError(
+            f"sampler.name = {name!r} is for tables of betas; this model is a flow. Write "
+            "--config.sampler.name=euler."
+        )
+    own = OWN_SPACING.get(name, "model")
+    if own != "model" and spacing not in ("model", own):
+        raise ValueError(
+            f"sampler.spacing = {spacing!r}: the sampler {name!r} has a spacing of its own, "
+            f"{own!r}. Write --config.sampler.spacing=model, or take another sampler."
+        )
+    times = path.spaced(spacing if own == "model" else own).times(num_steps)
+    return twice(times) if name in CORRECTING else times
+
+
+def twice(times: np.ndarray) -> np.ndarray:
+    """The levels with all but the first and the last repeated."""
+    return np.concatenate([times[:1], np.repeat(times[1:-1], 2), times[-1:]])
+
+
+def blended(rule: Rule, mask: Array, known: Array, noise: Array) -> Rule:
+    """The rule with a known part: each step puts it back, with the noise of the level reached.
+
+    Outside the mask the sample is `alpha_s·known + sigma_s·noise` after every step, so `known`
+    itself at the clean end, bit for bit (Avrahami et al. 2023, section 4.1, with one noise).
+
+    Args:
+      mask: `[B,H,W,1]`, 1 where the sampler draws, 0 where it is known, between them a mixture.
+      known, noise: `[B,H,W,C]`, the clean x0 and the noise that the sampler starts from.
     """
 
-    alpha_t: Array
-    sigma_t: Array
-    alpha_s: Array
-    sigma_s: Array
-    noise: Array
-    variance: Array | None
-    variance_type: str
-    x0_before: Array
-    lambda_before: Array
-    is_first: Array
+    def inside(x: Array, x0_hat: Array, noise_hat: Array, step: Step) -> Array:
+        drawn = rule(x, x0_hat, noise_hat, step)
+        kept = step.alpha_s * known + step.sigma_s * noise
+        mixed = mask * drawn + (1 - mask) * kept
+        return jnp.where(mask >= 1, drawn, jnp.where(mask <= 0, kept, mixed))
+
+    return inside
 
 
-def _half_log_snr(alpha: Array, sigma: Array) -> Array:
-    return jnp.log(alpha) - jnp.log(jnp.maximum(sigma, 1e-20))
+def begun(
+    path: NoisePath, x0: Array, noise: Array, *, times: np.ndarray, strength: Array
+) -> tuple[Array, Array]:
+    """The noisy start of image-to-image (Meng et al. 2022), and the step at which each row begins.
 
+    Of S steps the last `round(S·strength)` are taken. Strength 1 starts from the noise alone,
+    strength 0 returns x0.
 
-def ddpm(x: Array, x0_hat: Array, noise_hat: Array, step: Step) -> Array:
-    """Ancestral sampling from q(x_s | x_t, x0_hat) (Ho et al. 2020, eqs. 6-7).
-
-    The variance is fixed or learned; a learned range (Nichol & Dhariwal 2021, eq. 15) has its log
-    variance between that of q and beta. No noise at the last step.
+    Args:
+      x0, noise: `[B,H,W,C]`.
+      times: what the sampler visits (`levels`).
+      strength: float32 `[B]`, 0 to 1.
     """
-    del noise_hat
-    alpha_ts = step.alpha_t / step.alpha_s
-    # Equal to 1 - alpha_ts², which in float32 would lose up to 0.1% of x0 near the clean end, where
-    # beta is about 1e-4.
-    beta = jnp.square(step.sigma_t) - jnp.square(alpha_ts * step.sigma_s)
-    left = jnp.square(step.sigma_s) / jnp.square(step.sigma_t)
-    mean = step.alpha_s * beta / jnp.square(step.sigma_t) * x0_hat + alpha_ts * left * x
-    small = jnp.maximum(left * beta, 1e-20)
-    if step.variance_type == "learned_range":
-        if step.variance is None:
-            raise ValueError(
-                "variance_type 'learned_range' needs a network with twice as many output channels "
-                "as the image has; this one has none for the variance. Use 'fixed_small'."
-            )
-        fraction = (step.variance + 1) / 2
-        log_variance = fraction * jnp.log(beta) + (1 - fraction) * jnp.log(small)
-    elif step.variance_type == "fixed_large":
-        log_variance = jnp.log(beta)
-    else:
-        log_variance = jnp.log(small)
-    return mean + jnp.where(step.sigma_s > 0, jnp.exp(0.5 * log_variance), 0.0) * step.noise
+    starts = np.append(np.flatnonzero(np.diff(times) < 0), len(times) - 1)  # not corrections
+    count = len(starts) - 1
+    begin = jnp.asarray(starts)[count - jnp.round(count * strength).astype(jnp.int32)]
+    noisy = process.add_noise(path, x0, noise, jnp.asarray(times, jnp.float32)[begin])
+    return jnp.where(process.along(begin == 0, x0), noise, noisy), begin
 
-
-def ddim(x: Array, x0_hat: Array, noise_hat: Array, step: Step) -> Array:
-    """The deterministic step of DDIM (Song et al. 2021, eq. 12 with σ = 0); first order."""
-    del x
-    return step.alpha_s * x0_hat + step.sigma_s * noise_hat
-
-
-def dpmpp_2m(x: Array, x0_hat: Array, noise_hat: Array, step: Step) -> Array:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
-
-    Second order; first order at the first and the last step.
-    """
-    del noise_hat
-    lambda_t = _half_log_snr(step.alpha_t, step.sigma_t)
-    h = _half_log_snr(step.alpha_s, step.sigma_s) - lambda_t
-    ratio = (lambda_t - step.lambda_before) / h
-    straight = step.is_first | (step.sigma_s <= 0)
-    slope = jnp.where(straight, 0.0, 0.5 / jnp.where(straight, 1.0, ratio))
-    data = x0_hat + slope * (x0_hat - step.x0_before)
-    return step.sigma_s / step.sigma_t * x - step.alpha_s * jnp.expm1(-h) * data
-
-
-Rule = Callable[[Array, Array, Array, Step], Array]
-SAMPLERS: dict[str, Rule] = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
 
 Denoise = Callable[[Array, Array], Array]
-Carry = tuple[Array, Array, Array]
+Carry = tuple[Array, Past, Past]
 
 
 def _normal(keys: Array, shape: tuple[int, ...]) -> Array:
@@ -114,45 +119,57 @@ def sample(
     x: Array,
     keys: Array,
     *,
-    schedule: Schedule,
+    path: NoisePath,
     rule: Rule,
     times: np.ndarray,
     threshold: Callable[[Array], Array] = lambda x0_hat: x0_hat,
+    begin: Array | None = None,
 ) -> Array:
     """Takes noise x `[B,H,W,C]` at `times[0]` to x0 `[B,H,W,C]`.
 
     Args:
-      denoise: (xt, t int32 `[B]`) -> the network's output `[B,H,W,C or 2C]`, guidance included.
+      denoise: (xt, t float32 `[B]`) -> the network's output `[B,H,W,C or 2C]`, guidance included.
       keys: one key for each image, `[B]`; the noise of step i comes from fold_in(key, i + 1).
       rule: one of `SAMPLERS`.
-      times: int32 `[S+1]`, falling, ending in -1 (`Schedule.times`).
+      times: float32 `[S+1]`, not rising, ending at the clean end (`levels`).
       threshold: what is done to x0_hat before it is used (`guidance.THRESHOLDS`).
+      begin: int32 `[B]`, the step at which each row begins, with x at the level of that step; None
+        begins all at the first.
     """
     channels = x.shape[-1]
     x = x.astype(jnp.float32)
 
     def body(carry: Carry, i: Array) -> tuple[Carry, None]:
-        x, x0_before, lambda_before = carry
-        now_and_next = jnp.asarray(times)[jnp.stack([i, i + 1])]
-        (alpha_t, alpha_s), (sigma_t, sigma_s) = schedule.alpha_sigma(now_and_next)
-        batch_t = jnp.full((x.shape[0],), now_and_next[0], jnp.int32)
+        x, before, earlier = carry
+        now_and_next = jnp.asarray(times, jnp.float32)[jnp.stack([i, i + 1])]
+        (alpha_t, alpha_s), (sigma_t, sigma_s) = path.alpha_sigma(now_and_next)
+        batch_t = jnp.full((x.shape[0],), now_and_next[0], jnp.float32)
         output = denoise(x, batch_t).astype(jnp.float32)
-        x0_hat, noise_hat = process.readings(schedule, output[..., :channels], x, batch_t)
+        x0_hat, noise_hat = process.readings(path, output[..., :channels], x, batch_t)
         x0_hat = threshold(x0_hat)
         step = Step(
             alpha_t=alpha_t,
             sigma_t=sigma_t,
             alpha_s=alpha_s,
             sigma_s=sigma_s,
+            told=path.told(now_and_next[0]),
             noise=_normal(jax.vmap(lambda key: jax.random.fold_in(key, i + 1))(keys), x.shape[1:]),
             variance=output[..., channels:] if output.shape[-1] > channels else None,
-            variance_type=schedule.variance_type,
-            x0_before=x0_before,
-            lambda_before=lambda_before,
-            is_first=i == 0,
+            variance_type=path.variance_type,
+            number=i if begin is None else process.along(i - begin, x),
+            before=before,
+            earlier=earlier,
+            corrects=now_and_next[0] == now_and_next[1],
+            is_flow=path.prediction_type == "flow",
         )
-        return (rule(x, x0_hat, noise_hat, step), x0_hat, _half_log_snr(alpha_t, sigma_t)), None
+        after = rule(x, x0_hat, noise_hat, step)
+        if begin is not None:
+            after = jnp.where(process.along(begin <= i, x), after, x)
+        return (after, Past(x0_hat, noise_hat, alpha_t, sigma_t), before), None
 
-    start = (x, jnp.zeros_like(x), jnp.zeros((), jnp.float32))
-    (x, _, _), _ = jax.lax.scan(body, start, jnp.arange(len(times) - 1))
-    return x
+    zeros, one = jnp.zeros_like(x), jnp.ones((), jnp.float32)
+    start = (x, Past(zeros, zeros, one, one), Past(zeros, zeros, one, one))
+    count = len(times) - 1
+    if begin is not None:  # steps that no row takes are not made
+        return jax.lax.fori_loop(begin.min(), count, lambda i, carry: body(carry, i)[0], start)[0]
+    return jax.lax.scan(body, start, jnp.arange(count))[0][0]

@@ -1,7 +1,7 @@
-"""The noise schedule: alpha_t and sigma_t of every time step, and what the network predicts.
+"""The noise path that a `scheduler_config.json` describes.
 
-Everything is read from `scheduler_config.json` of the model folder; a value that is not known is an
-error, never a guess.
+The file is judged by the class that wrote it: a class that is not implemented is an error, and so
+is a value that is not known; a key that is missing has that class's default.
 
 * `linear`: betas evenly spaced (Ho et al. 2020);
 * `scaled_linear`: their square roots evenly spaced (Rombach et al. 2022);
@@ -14,12 +14,17 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
+from dreambooth_jax.diffusion.path import (
+    BetaTable,
+    Flow,
+    NoisePath,
+    TokenShift,
+    ending_in_noise,
+)
 
+# Values of a table's file; a flow's network predicts the velocity, "flow".
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")
 SPACINGS = ("leading", "linspace", "trailing")
@@ -38,146 +43,180 @@ BETAS: dict[str, Callable[[int, float, float], np.ndarray]] = {
     "squaredcos_cap_v2": _cosine_betas,
 }
 
+_COMMON: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "linspace",
+    "clip_sample": False,
+}
+_CLIPPING = {"timestep_spacing": "leading", "clip_sample": True}
+_SMALL_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+_FEW_STEPS = {"beta_schedule": "scaled_linear", "timestep_spacing": "leading", **_SMALL_BETAS}
+# Class of the scheduler -> its defaults, where they are not the common ones.
+TABLES: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": _CLIPPING,
+    "DDPMParallelScheduler": _CLIPPING,
+    "DDIMScheduler": _CLIPPING,
+    "DDIMParallelScheduler": _CLIPPING,
+    "PNDMScheduler": {"timestep_spacing": "leading"},
+    "EulerDiscreteScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "LMSDiscreteScheduler": {},
+    "HeunDiscreteScheduler": _SMALL_BETAS,
+    "KDPM2DiscreteScheduler": _SMALL_BETAS,
+    "KDPM2AncestralDiscreteScheduler": _SMALL_BETAS,
+    "DPMSolverSDEScheduler": _SMALL_BETAS,
+    "DPMSolverMultistepScheduler": {},
+    "DPMSolverSinglestepScheduler": {},
+    "UniPCMultistepScheduler": {},
+    "DEISMultistepScheduler": {},
+    "SASolverScheduler": {},
+    "LCMScheduler": _FEW_STEPS,
+    "TCDScheduler": _FEW_STEPS,
+}
+FLOW = "FlowMatchEulerDiscreteScheduler"
+
 # How another library steps through the schedule; our samplers have settings of their own for it.
 _SOLVER_KEYS = frozenset(
     "skip_prk_steps set_alpha_to_one lambda_min_clipped solver_order algorithm_type solver_type "
     "lower_order_final euler_at_final use_karras_sigmas use_exponential_sigmas use_beta_sigmas "
     "use_lu_lambdas use_flow_sigmas flow_shift final_sigmas_type interpolation_type sigma_min "
     "sigma_max timestep_type time_shift_type use_dynamic_shifting shift_terminal predict_x0 "
-    "solver_p disable_corrector".split()
+    "solver_p disable_corrector noise_sampler_seed original_inference_steps timestep_scaling "
+    "tau_func predictor_order corrector_order".split()
 )
 # Keys that shape alphas_cumprod.
 _BETA_KEYS = frozenset(
     "num_train_timesteps beta_schedule beta_start beta_end trained_betas "
     "rescale_betas_zero_snr".split()
 )
+# Key of a table's file -> the only value that keeps it a table of betas.
+_ONLY: dict[str, Any] = {"use_flow_sigmas": False, "timestep_type": "discrete"}
+_FLOW_KEYS = frozenset(
+    "num_train_timesteps shift use_dynamic_shifting base_shift max_shift base_image_seq_len "
+    "max_image_seq_len shift_terminal time_shift_type".split()
+)
+# Keys of a flow's file that would make another path of it.
+_FLOW_OFF = (
+    "invert_sigmas",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "stochastic_sampling",
+)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Schedule:
-    """A discrete variance-preserving schedule of `num_steps` steps.
-
-    alphas_cumprod: float64 `[T]`, alpha_t². The other fields are keys of `scheduler_config.json`.
-    """
-
-    alphas_cumprod: np.ndarray
-    prediction_type: str = "epsilon"
-    variance_type: str = "fixed_small"
-    thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    sample_max_value: float = 1.0
-    clip_sample: bool = True
-    clip_sample_range: float = 1.0
-    timestep_spacing: str = "leading"
-    steps_offset: int = 0
-
-    @property
-    def num_steps(self) -> int:
-        """T, the number of time steps."""
-        return len(self.alphas_cumprod)
-
-    def alpha_sigma(self, t: Array) -> tuple[Array, Array]:
-        """alpha_t and sigma_t, float32, in the shape of `t`; `t = -1` is the clean end: (1, 0)."""
-        alphas = np.append(np.sqrt(self.alphas_cumprod), 1.0).astype(np.float32)
-        sigmas = np.append(np.sqrt(1 - self.alphas_cumprod), 0.0).astype(np.float32)
-        return jnp.asarray(alphas)[t], jnp.asarray(sigmas)[t]
-
-    def snr(self, t: Array) -> Array:
-        """Signal-to-noise ratio alpha_t² / sigma_t², float32."""
-        ratio = self.alphas_cumprod / np.maximum(1 - self.alphas_cumprod, 1e-20)
-        return jnp.asarray(ratio.astype(np.float32))[t]
-
-    def zero_terminal_snr(self) -> "Schedule":
-        """The same, moved and scaled to end in pure noise, where its samplers start ("trailing").
-
-        Lin et al. 2023 (arXiv:2305.08891), algorithm 1 and section 3.3.
-
-        Raises:
-          ValueError: the network says epsilon, which says nothing about x0 in pure noise.
-        """
-        if self.prediction_type == "epsilon":
-            raise ValueError(
-                "loss.zero_terminal_snr = True needs a model whose prediction_type is "
-                "'v_prediction' or 'sample'; this one's is 'epsilon', which says nothing about x0 "
-                "in pure noise. Write --config.loss.zero_terminal_snr=False."
-            )
-        whole = self.alphas_cumprod
-        ending = whole if whole[-1] == 0 else _zero_terminal_snr(whole)
-        return dataclasses.replace(self, alphas_cumprod=ending, timestep_spacing="trailing")
-
-    def times(self, num_steps: int) -> np.ndarray:
-        """The time steps a sampler visits, int32 `[S+1]`, falling, ending in -1 (clean).
-
-        They are spaced as the file says.
-
-        Raises:
-          ValueError: fewer than 1 or more than T steps.
-        """
-        total = self.num_steps
-        if not 1 <= num_steps <= total:
-            raise ValueError(
-                f"sampler steps: found {num_steps}, expected 1 to {total} (the schedule's own)."
-            )
-        if self.timestep_spacing == "leading":
-            steps = np.arange(num_steps)[::-1] * (total // num_steps)
-            times = steps + min(self.steps_offset, total - 1 - steps[0])
-        elif self.timestep_spacing == "linspace":
-            times = np.linspace(0, total - 1, num_steps).round()[::-1]
-        else:
-            # Cut, because rounding lets some numbers of steps yield one value too many.
-            times = np.round(np.arange(total, 0, -total / num_steps)[:num_steps]) - 1
-        return np.append(times, -1).astype(np.int32)
-
-
-def _zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
-    """The same moved and scaled to end in pure noise (Lin et al. 2023, algorithm 1)."""
-    root = np.sqrt(alphas_cumprod)
-    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-
-
-def from_config(raw: Mapping[str, Any]) -> Schedule:
-    """The schedule that `scheduler_config.json` describes.
+def from_config(raw: Mapping[str, Any]) -> NoisePath:
+    """The path that `scheduler_config.json` describes; without `_class_name` it is DDPM's.
 
     Raises:
-      ValueError: all keys or values that are not known, in one message.
+      ValueError: the class is not implemented; or all keys or values that are not known, in one
+        message.
     """
-    fields = {field.name for field in dataclasses.fields(Schedule)}
+    name = raw.get("_class_name", "DDPMScheduler")
+    if name == FLOW:
+        return _flow(raw)
+    if name not in TABLES:
+        near = difflib.get_close_matches(str(name), [*TABLES, FLOW], n=1, cutoff=0.8)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"scheduler_config.json: found _class_name = {name!r}, expected a table of betas "
+            f"({', '.join(TABLES)}) or a flow ({FLOW}).{hint} Save the model with one of these "
+            "schedulers if it was trained with the same noise, or take another base model."
+        )
+    return _table({**_COMMON, **TABLES[name], **{k: v for k, v in raw.items() if v is not None}})
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("scheduler_config.json cannot be honoured:\n  " + "\n  ".join(problems))
+
+
+def _unknown(raw: Mapping[str, Any], known: frozenset[str]) -> list[str]:
+    return [
+        f"{key} = {value!r}; the key is not known"
+        for key, value in raw.items()
+        if key not in known and not key.startswith("_")
+    ]
+
+
+def _table(raw: Mapping[str, Any]) -> BetaTable:
+    fields = {field.name for field in dataclasses.fields(BetaTable)} - {"alphas_cumprod"}
     problems = []
     for key, choices in (
         ("beta_schedule", tuple(BETAS)),
         ("prediction_type", PREDICTION_TYPES),
-        ("variance_type", (None, *VARIANCE_TYPES)),
+        ("variance_type", VARIANCE_TYPES),
         ("timestep_spacing", SPACINGS),
     ):
         value = raw.get(key, choices[0])
         if value not in choices:
-            near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+            near = difflib.get_close_matches(str(value), choices, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
+            if "flow" in str(value):
+                hint = f" A flow is read from the file of a {FLOW}, with its shift."
             problems.append(f"{key} = {value!r}; known: {', '.join(map(repr, choices))}.{hint}")
-    known = fields | _BETA_KEYS | _SOLVER_KEYS
-    for key, value in raw.items():
-        if key not in known and not key.startswith("_"):
-            problems.append(f"{key} = {value!r}; the key is not known")
-    if problems:
-        raise ValueError("scheduler_config.json cannot be honoured:\n  " + "\n  ".join(problems))
+    for key, only in _ONLY.items():
+        if raw.get(key, only) != only:
+            problems.append(
+                f"{key} = {raw[key]!r}; with it the levels are not those of a table of betas: "
+                f"expected {only!r}. A flow is read from the file of a {FLOW}, with its shift."
+            )
+    problems += [
+        f"{key} = {raw[key]!r}; expected a number"
+        for key in ("num_train_timesteps", "beta_start", "beta_end")
+        if isinstance(raw[key], bool) or not isinstance(raw[key], int | float)
+    ]
+    _refuse(problems + _unknown(raw, frozenset(fields | _BETA_KEYS | _SOLVER_KEYS)))
 
-    count = raw.get("num_train_timesteps", 1000)
     if raw.get("trained_betas") is not None:
         betas = np.asarray(raw["trained_betas"], np.float64)
     else:
-        make = BETAS[raw.get("beta_schedule", "linear")]
-        betas = make(count, raw.get("beta_start", 1e-4), raw.get("beta_end", 0.02))
-    zero = raw.get("rescale_betas_zero_snr", False)
+        make = BETAS[raw["beta_schedule"]]
+        betas = make(raw["num_train_timesteps"], raw["beta_start"], raw["beta_end"])
     alphas_cumprod = np.cumprod(1 - betas)
-    alphas_cumprod = _zero_terminal_snr(alphas_cumprod) if zero else alphas_cumprod
-    if alphas_cumprod[-1] <= 0 and raw.get("prediction_type", "epsilon") == "epsilon":
+    if raw.get("rescale_betas_zero_snr", False):
+        alphas_cumprod = ending_in_noise(alphas_cumprod)
+    if alphas_cumprod[-1] <= 0 and raw["prediction_type"] == "epsilon":
         raise ValueError(
             "scheduler_config.json: rescale_betas_zero_snr with prediction_type 'epsilon' cannot "
             "work: at the last step the sample is pure noise and epsilon says nothing about x0. "
             "Use 'v_prediction' or 'sample'."
         )
-    values = {key: raw[key] for key in fields if raw.get(key) is not None}
-    # Only these two families clip to [-1, 1] when their file does not say; the others know no such
-    # key.
-    clips = str(raw.get("_class_name", "DDPM")).startswith(("DDPM", "DDIM"))
-    return Schedule(alphas_cumprod=alphas_cumprod, **{"clip_sample": clips, **values})
+    return BetaTable(
+        alphas_cumprod=alphas_cumprod, **{key: raw[key] for key in fields if key in raw}
+    )
+
+
+def _flow(raw: Mapping[str, Any]) -> Flow:
+    problems = [
+        f"{key} = {raw[key]!r}; expected false: with it the levels are not those of a flow from "
+        "data to noise that is implemented. Set it to false if the model was trained without."
+        for key in _FLOW_OFF
+        if raw.get(key)
+    ]
+    kind = raw.get("time_shift_type") or "exponential"
+    if kind not in ("exponential", "linear"):
+        problems.append(f"time_shift_type = {kind!r}; known: 'exponential', 'linear'.")
+    _refuse(problems + _unknown(raw, _FLOW_KEYS | frozenset(_FLOW_OFF)))
+
+    def given(key: str, default: Any) -> Any:
+        return default if raw.get(key) is None else raw[key]
+
+    usual = TokenShift()
+    by_tokens = TokenShift(
+        base_shift=float(given("base_shift", usual.base_shift)),
+        max_shift=float(given("max_shift", usual.max_shift)),
+        base_tokens=int(given("base_image_seq_len", usual.base_tokens)),
+        max_tokens=int(given("max_image_seq_len", usual.max_tokens)),
+        kind=kind,
+    )
+    return Flow(
+        num_steps=int(given("num_train_timesteps", 1000)),
+        shift=float(given("shift", 1.0)),
+        token_shift=by_tokens if raw.get("use_dynamic_shifting") else None,
+        shift_terminal=raw.get("shift_terminal") or None,
+    )

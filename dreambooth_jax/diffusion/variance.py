@@ -11,7 +11,7 @@ import numpy as np
 
 from dreambooth_jax.diffusion import process
 from dreambooth_jax.diffusion.loss import picture_mean
-from dreambooth_jax.diffusion.schedule import Schedule
+from dreambooth_jax.diffusion.path import BetaTable, NoisePath
 
 Array = jax.Array
 
@@ -19,9 +19,18 @@ LAMBDA = 0.001
 _HALF_LEVEL = 1 / 255  # half the distance of two of the 256 levels in [-1, 1]
 
 
-def _tables(schedule: Schedule) -> dict[str, Array]:
-    """Of the step from t to t - 1, float32 `[T]`; β̃_0 would be 0, that of the next step serves."""
-    now = schedule.alphas_cumprod
+def _tables(path: NoisePath) -> dict[str, Array]:
+    """Tables of the step from t to t - 1, float32 `[T]`; β̃_0, which is 0, takes the next value.
+
+    Raises:
+      ValueError: the path is a flow, for which no such bound is known.
+    """
+    if not isinstance(path, BetaTable):
+        raise ValueError(
+            "loss.learned_variance = 'trained' is for tables of betas; this model is a flow. Write "
+            "--config.loss.learned_variance=fixed."
+        )
+    now = path.alphas_cumprod
     then = np.append(1.0, now[:-1])
     beta = 1 - now / then
     small = beta * (1 - then) / (1 - now)
@@ -31,10 +40,10 @@ def _tables(schedule: Schedule) -> dict[str, Array]:
     return {name: jnp.asarray(x.astype(np.float32)) for name, x in tables.items()}
 
 
-def log_variance(schedule: Schedule, values: Array, t: Array) -> Array:
+def log_variance(path: NoisePath, values: Array, t: Array) -> Array:
     """The logarithm of the variance that v `[B,H,W,C]` stands for at t `[B]`."""
-    tables = _tables(schedule)
-    large, small = (process.along(tables[name][t], values) for name in ("large", "small"))
+    tables, step = _tables(path), t.astype(jnp.int32)
+    large, small = (process.along(tables[name][step], values) for name in ("large", "small"))
     fraction = (values + 1) / 2
     return fraction * large + (1 - fraction) * small
 
@@ -56,7 +65,7 @@ def _level_nll(x0: Array, mean: Array, log_p: Array) -> Array:
 
 
 def bound(
-    schedule: Schedule,
+    path: NoisePath,
     output: Array,
     *,
     x0: Array,
@@ -73,18 +82,18 @@ def bound(
     """
     channels = x0.shape[-1]
     mean, values = jax.lax.stop_gradient(output[..., :channels]), output[..., channels:]
-    x0_hat, _ = process.readings(schedule, mean, xt, t)
-    log_p = log_variance(schedule, values, t)
-    tables = _tables(schedule)
-    share, small = (process.along(tables[name][t], x0) for name in ("share", "small"))
+    x0_hat, _ = process.readings(path, mean, xt, t)
+    log_p = log_variance(path, values, t)
+    tables, step = _tables(path), t.astype(jnp.int32)
+    share, small = (process.along(tables[name][step], x0) for name in ("share", "small"))
     later = _divergence(share * (x0 - x0_hat), small, log_p)
     first = _level_nll(x0, x0_hat, log_p)
     term = jnp.where(process.along(t, x0) == 0, first, later)
     if before is not None and is_prior is not None:
         before = jax.lax.stop_gradient(before)
-        x0_before, _ = process.readings(schedule, before[..., :channels], xt, t)
-        log_q = log_variance(schedule, before[..., channels:], t)
+        x0_before, _ = process.readings(path, before[..., :channels], xt, t)
+        log_q = log_variance(path, before[..., channels:], t)
         held = _divergence(share * (x0_before - x0_hat), log_q, log_p)
         term = jnp.where(process.along(is_prior, x0), held, term)
-    scale = LAMBDA * schedule.num_steps / np.log(2)
+    scale = LAMBDA * path.num_steps / np.log(2)
     return scale * picture_mean(term, pixel_weights)

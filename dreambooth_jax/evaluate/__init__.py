@@ -1,1 +1,1 @@
-"""What a finished run is judged by: encoders that were not trained here, and the measures."""
+"""Evaluation of a finished run: encoders that were not trained here, and the measures."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dreambooth_jax import tree
+from dreambooth_jax import tree, untrusted
 
 
 class _Array:
@@ -46,7 +46,7 @@ class _Reader(pickle.Unpickler):
     """A pickle may name arrays and their dtypes, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle stands for; ValueError for all but the three known ones."""
+        """Returns the stand-in for a name; ValueError for all but three known ones."""
         known = {
             "numpy.core.multiarray._reconstruct": _reconstruct,
             "numpy._core.multiarray._reconstruct": _reconstruct,
@@ -65,14 +65,12 @@ def read(path: str | Path) -> tree.Flat:
     """Every array of the file by its path, `{"AlexNet_0/Conv_0/kernel": array}`.
 
     Raises:
-      ValueError: it holds something else, or is cut short.
+      FileError: it holds something else, is cut short, or asks for more memory than there is.
     """
-    with open(path, "rb") as file:
-        try:
+    with untrusted.reading(path, "a file of arrays", remedy="Install it again."):
+        with untrusted.regular(Path(path)).open("rb") as file:
             content = _Reader(file).load()
-        except (pickle.UnpicklingError, EOFError, TypeError) as error:
-            raise ValueError(f"{path} is no file of arrays: {error}. Install it again.") from error
-    return dict(_leaves(content, "", path))
+        return dict(_leaves(content, "", path))
 
 
 def _leaves(content: Any, prefix: str, path: str | Path) -> Any:

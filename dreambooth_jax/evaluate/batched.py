@@ -1,16 +1,15 @@
 """A network over many pictures: one compiled program, rows shared by the devices of a mesh."""
 
 import copy
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from dreambooth_jax import sharding, tree
+from dreambooth_jax.progress import progress
 
 # Row numbers [B] -> the arguments of the network, host arrays with B rows each.
 Rows = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -46,26 +45,19 @@ class Batched:
     def __call__(
         self, count: int, rows: Rows, *, label: str | None = None, unit: str = "image"
     ) -> Any:
-        """What the network gives for rows 0 … count - 1, on the host; a tree of float32 `[N,…]`.
+        """Returns the network's output for rows 0 … count - 1, on the host; float32 `[N,…]`.
 
         A progress bar that counts `unit`s is shown under `label` when there is one.
         """
         if count < 1:
             raise ValueError(f"{label or 'a network'} was given no {unit}; expected at least 1.")
         kept = []
-        bar = tqdm(
-            total=count,
-            desc=label,
-            unit=unit,
-            disable=label is None or jax.process_index() != 0,
-            mininterval=0.5 if sys.stderr.isatty() else 15,
-        )
         split = sharding.rows(self.mesh)
-        with bar:
+        with progress(count, label, unit) as update:
             for start in range(0, count, self.batch_size):
                 index = np.arange(start, start + self.batch_size) % count
                 real = min(self.batch_size, count - start)
                 made = self._call(self._params, *(sharding.put(x, split) for x in rows(index)))
                 kept.append(jax.tree.map(lambda x, real=real: sharding.fetch(x)[:real], made))
-                bar.update(real)
+                update(real, None)
         return jax.tree.map(lambda *parts: np.concatenate(parts), *kept)

@@ -20,7 +20,7 @@ def judge(
     identifier: str | None,
     bootstrap: Bootstrap,
 ) -> tuple[list[Score], dict[str, list[Score]]]:
-    """What `scores.judge` says of all pictures, and by prompt of those of each.
+    """Scores of `scores.judge` over all pictures, and by prompt over those of each.
 
     Every judge sees every picture once.
     """

@@ -18,7 +18,7 @@ FILE = "models/efficientnet-lite0-57934424.pth"
 
 
 def weight_file() -> Path:
-    """Where the installed package keeps the weights; the package itself is not imported.
+    """Returns the weight file of the installed package, which is not imported.
 
     Raises:
       ModuleNotFoundError: it is not installed; says what to write.

@@ -8,7 +8,7 @@ never mixed, nor put beside published ones of another.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -20,13 +20,7 @@ Images = Sequence[np.ndarray]  # uint8 [H,W,3], of any sizes
 
 
 class EncoderError(ValueError):
-    """Weights of judges are not at hand; the text says what to install or to give for each."""
-
-
-class Judge(Protocol):
-    """What all judges have: the name that their scores are under."""
-
-    name: str
+    """Weights of evaluation encoders are not installed; the text names the remedy of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +45,7 @@ class Distance:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where weights are looked for, and how they are run."""
+    """The place of an encoder's weights, and the batch and mesh that it runs with."""
 
     given: str  # a file, a folder or a hub id; "" is the installed package's
     cache_dir: str | None
@@ -125,7 +119,7 @@ KINDS: dict[str, Kind] = {
 
 
 def at_hand(sources: Mapping[str, Source]) -> list[str]:
-    """The judges whose weights are on this machine; nobody else is asked, none is slow."""
+    """Encoders whose weights are installed on this machine; slow ones are excluded."""
     found = []
     for name, source in sources.items():
         if KINDS[name].by_name_only:
@@ -159,7 +153,7 @@ def open_all(
 ) -> list[Features | Distance]:
     """These judges, ready to be called.
 
-    strict: False leaves out what cannot be opened, with a warning: for judges that nobody named.
+    strict: False skips encoders that cannot be opened, with a warning: for a default list.
 
     Raises:
       EncoderError: as `check`.

@@ -33,7 +33,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made: percentiles of the mean over `resamples` draws with replacement."""
+    """Bootstrap intervals: percentiles of the mean over `resamples` draws with replacement."""
 
     resamples: int = 1000
     seed: int = 0
@@ -73,7 +73,7 @@ class Bootstrap:
         return np.random.default_rng(self.seed)
 
     def _counts(self, rng: np.random.Generator, groups: Sequence[Hashable]) -> np.ndarray:
-        """How often each member is drawn, `[resamples, N]`: groups first, then members of each."""
+        """Counts how often each member is drawn, `[resamples, N]`: groups, then members of each."""
         names = list(dict.fromkeys(groups))
         chosen = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), self.resamples)
         counts = np.zeros((self.resamples, len(groups)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dreambooth_jax import untrusted
 from dreambooth_jax.data import images
 from dreambooth_jax.data.colour import ImageError
 from dreambooth_jax.data.prompts import mentions
@@ -81,15 +82,12 @@ def read(folder: str | Path) -> Pictures:
 
 
 def _told(root: Path, files: Sequence[Path]) -> dict[str, str]:
-    """What `prompts.json` says, by file."""
+    """Returns the prompts of `prompts.json`, by file."""
     file = root / "prompts.json"
     if not file.is_file():
         return {}
-    try:
-        told = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+    told = untrusted.json_object(file)
+    if not all(isinstance(text, str) for text in told.values()):
         raise ValueError(f'{file}: expected {{"picture.png": "its prompt", …}}.')
     names = {path.relative_to(root).as_posix() for path in files}
     if absent := sorted(told.keys() - names):

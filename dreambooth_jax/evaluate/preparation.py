@@ -1,13 +1,14 @@
 """Pictures as each judge is shown them, pixel for pixel as its authors' code makes them."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+
+from dreambooth_jax import untrusted
 
 _BICUBIC = 3  # Pillow's number for it, in `preprocessor_config.json`
 
@@ -64,7 +65,7 @@ def dino(size: int) -> Preparation:
 
 
 def of_processor(folder: Path, *, size: int) -> Preparation:
-    """What `preprocessor_config.json` of a CLIP says; its defaults where it is silent.
+    """Reads `preprocessor_config.json` of a CLIP, with its defaults for missing keys.
 
     size: of the pictures that the network takes.
 
@@ -72,7 +73,7 @@ def of_processor(folder: Path, *, size: int) -> Preparation:
       ValueError: it asks for something else than resizing, cropping and normalising.
     """
     file = folder / "preprocessor_config.json"
-    raw: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    raw: dict[str, Any] = untrusted.json_object(file) if file.is_file() else {}
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
     problems = [f"{key} = {raw[key]!r}" for key in steps if raw.get(key, True) is not True]
     if raw.get("resample", _BICUBIC) != _BICUBIC:

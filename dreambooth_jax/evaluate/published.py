@@ -1,6 +1,5 @@
 """DINO and CLIP from their published folders, or from the model hub, in the transformers layout."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from dreambooth_jax import pipeline, weights
+from dreambooth_jax import pipeline, untrusted, weights
 from dreambooth_jax.evaluate import preparation
 from dreambooth_jax.evaluate.batched import Batched
 from dreambooth_jax.models import clip_pair, vit
@@ -38,11 +37,10 @@ def _opened(
     Raises:
       FileNotFoundError, ValueError: what is missing, or does not fit.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
+    file = folder / "config.json"
+    config = untrusted.bounded(untrusted.json_object(file), file)
+    with untrusted.values(file):
         network = build(config)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
     return config, network, weights.read(folder, network.abstract, ignore=ignore)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreambooth_jax import files
+from dreambooth_jax import files, untrusted
 from dreambooth_jax.data.prompts import without_word
 from dreambooth_jax.evaluate import measures
 from dreambooth_jax.evaluate.encoders import KINDS, Distance, Features
@@ -245,7 +245,7 @@ def write(
 
 
 def explained(scores: Sequence[Score]) -> dict[str, dict[str, str]]:
-    """What each measure among these scores is."""
+    """Explains each measure among these scores."""
     return {score.measure: MEASURES[score.measure]._asdict() for score in scores}
 
 
@@ -261,10 +261,11 @@ def read(file: Path) -> list[Score]:
     Raises:
       ValueError: it has another schema.
     """
-    content = json.loads(files.at(file).read_text())
+    content = untrusted.json_object(files.at(file))
     if content.get("schema") != SCHEMA:
         raise ValueError(f"{file}: schema {content.get('schema')!r}, expected {SCHEMA}.")
-    return [Score(**row) for row in content["scores"]]
+    with untrusted.values(file):
+        return [Score(**row) for row in content["scores"]]
 
 
 HEADER = ("measure", "encoder", "pictures", "mean", "95 % interval", "of")

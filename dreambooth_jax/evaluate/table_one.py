@@ -20,7 +20,7 @@ PUBLISHED: dict[str, tuple[float | None, ...]] = {  # 30 subjects
 
 
 def as_text(overall: Sequence[Score], *, num_subjects: int) -> str:
-    """The table, with a dash for what the judges at hand cannot say and the reason below it."""
+    """The table, with a dash where no installed encoder measures, and the reason below it."""
     ours = {(s.measure, s.encoder, s.pictures): s for s in overall}
     rows = [("", *COLUMNS)]
     rows += [

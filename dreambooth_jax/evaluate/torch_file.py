@@ -6,11 +6,14 @@ an int64 count and its raw numbers.
 """
 
 import collections
+import math
 import pickle
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from dreambooth_jax import untrusted
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGES = {
@@ -36,7 +39,7 @@ class _Reader(pickle.Unpickler):
         self.storages: dict[str, tuple[str, int]] = {}  # key -> numpy dtype, how many numbers
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle stands for; ValueError for all but the five known kinds."""
+        """Returns the stand-in for a name; ValueError for all but five known kinds."""
         known = {
             "collections.OrderedDict": collections.OrderedDict,
             "torch._utils._rebuild_tensor_v2": _rebuild,
@@ -62,9 +65,15 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """Every tensor of the file by its key.
 
     Raises:
-      ValueError: another layout, more in the pickles than tensors, or fewer numbers than they say.
+      FileError: another layout, more in the pickles than tensors, fewer numbers than they say, or
+        whatever a damaged pickle provokes.
     """
-    with open(path, "rb") as file:
+    with untrusted.reading(path, "a weight file of PyTorch"):
+        return _read(Path(path))
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with untrusted.regular(path).open("rb") as file:
         if file.peek(2)[:2] == b"PK" or _Reader(file).load() != _MAGIC:
             raise ValueError(f"{path} is no weight file of the layout before PyTorch 1.6.")
         for _ in range(2):
@@ -86,6 +95,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _array(numbers: np.ndarray, tensor: _Tensor) -> np.ndarray:
+    if math.prod(tensor.shape) > numbers.size:  # strides of 0 would make terabytes of a few bytes
+        raise ValueError(f"a tensor of shape {tensor.shape} has more than {numbers.size} numbers.")
     last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
     if (
         tensor.offset < 0

@@ -1,7 +1,8 @@
-"""What a run hands over: an ordinary diffusers folder per stage, checked by reading it back."""
+"""Export of a stage as an ordinary diffusers folder, checked by reading it back."""
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dreambooth_jax import __version__, pipeline, tree, weights
+from dreambooth_jax import families, files, pipeline, tree, untrusted, weights
 from dreambooth_jax.diffusion import schedule as schedules
-from dreambooth_jax.diffusion.schedule import Schedule
+from dreambooth_jax.diffusion.path import BetaTable, NoisePath
+from dreambooth_jax.export import card
 from dreambooth_jax.pipeline import Stage
 
 INDEX = "model_index.json"
@@ -25,30 +27,56 @@ _READ_ZERO_SNR = (
     "EulerDiscreteScheduler",
     "UniPCMultistepScheduler",
 )
-_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".msgpack")
+_KNOWN = {  # of a component: settings, vocabularies
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "scheduler_config.json",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+}
+_LICENCE = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)[\w.-]*", re.IGNORECASE)
+_PLAIN_WEIGHTS = re.compile(
+    r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
 
 
 def _rest(stage: Stage) -> Iterator[Path]:
-    """Every file of the base model's folder that is not a weight file of a component we write.
+    """The files of the base model's folder that an export hands on; said positively.
 
-    Weights beside `model_index.json`, such as one file of the whole model, are the base's as well.
+    Beside `model_index.json` the licence; of each component that it names the settings and the
+    vocabulary, and the weights of components that are not written here (a safety checker). No
+    pickle, script, weights in another format or picture, wherever they lie. A component's folder
+    may be a link to another one.
     """
-    for source in sorted(stage.folder.rglob("*")):
-        relative = source.relative_to(stage.folder)
-        top = relative.parts[0]
-        index = ".safetensors.index." in source.name or ".bin.index." in source.name
-        ours = source.suffix in _WEIGHTS or index
-        if source.is_dir() or "__pycache__" in relative.parts or top.startswith("."):
-            continue
-        if not (ours and (top in stage.networks or len(relative.parts) == 1)):
-            yield source
+    index = untrusted.json_object(stage.folder / INDEX)
+    parts = [stage.folder / n for n in sorted(index) if not n.startswith("_")]
+    for folder in [stage.folder, *(part for part in parts if part.is_dir())]:
+        for source in sorted(folder.iterdir()):
+            name = source.name
+            if folder == stage.folder:
+                wanted = name == INDEX or _LICENCE.fullmatch(name) is not None
+            else:
+                own = folder.name in stage.networks and not stage.unread(folder.name)
+                plain = _PLAIN_WEIGHTS.fullmatch(name) is not None
+                wanted = name in _KNOWN or (plain and not own)
+            if wanted and source.is_file():
+                yield source
 
 
 def _copy_rest(stage: Stage, folder: Path) -> None:
     for source in _rest(stage):
         target = folder / source.relative_to(stage.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        shutil.copyfile(untrusted.regular(source), target)
 
 
 def estimate_bytes(stage: Stage, *, dtype: str) -> int:
@@ -59,27 +87,31 @@ def estimate_bytes(stage: Stage, *, dtype: str) -> int:
 
 
 def _change(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | values, indent=2) + "\n")
+    content = untrusted.json_object(file) | values
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    file.write_text(text, encoding="utf-8")
 
 
-def _write_schedule(folder: Path, schedule: Schedule) -> list[str]:
-    """Makes the scheduler's file say what `schedule` is; returns what was changed, for the card."""
+def _write_path(folder: Path, path: NoisePath) -> list[str]:
+    """Makes the scheduler's file say what `path` is; returns what was changed, for the card."""
     file = folder / "scheduler" / "scheduler_config.json"
-    raw = json.loads(file.read_text())
+    raw = untrusted.json_object(file)
     before = schedules.from_config(raw)
     told = []
-    if before.variance_type != schedule.variance_type:
-        _change(file, variance_type=schedule.variance_type)
+    if before.variance_type != path.variance_type:
+        _change(file, variance_type=path.variance_type)
         if before.variance_type == "learned_range":
             told.append(
                 "The base model learned the variance of its sampling steps too. Fine-tuning leaves "
                 "that output alone, so it no longer fits: the scheduler's `variance_type` is "
-                f"`{schedule.variance_type}` here."
+                f"`{path.variance_type}` here."
             )
-    if before.timestep_spacing != schedule.timestep_spacing:
-        _change(file, timestep_spacing=schedule.timestep_spacing)
-    if not np.array_equal(before.alphas_cumprod, schedule.alphas_cumprod):
-        _change(file, rescale_betas_zero_snr=True, clip_sample=schedule.clip_sample)
+    if not isinstance(before, BetaTable) or not isinstance(path, BetaTable):
+        return told
+    if before.timestep_spacing != path.timestep_spacing:
+        _change(file, timestep_spacing=path.timestep_spacing)
+    if not np.array_equal(before.alphas_cumprod, path.alphas_cumprod):
+        _change(file, rescale_betas_zero_snr=True, clip_sample=path.clip_sample)
         told.append("It was trained on a schedule that ends in pure noise (Lin et al. 2023).")
         if raw.get("_class_name") not in _READ_ZERO_SNR:
             _change(file, _class_name=_READ_ZERO_SNR[0])
@@ -87,16 +119,27 @@ def _write_schedule(folder: Path, schedule: Schedule) -> list[str]:
     return told
 
 
-def _card(stage: Stage, *, about: Mapping[str, Any], told: Sequence[str]) -> str:
-    lines = "\n".join(f"- {name}: {value}" for name, value in about.items())
-    lines += "".join(f"\n\n{sentence}" for sentence in told)
-    library = next(name for name, family in pipeline.FAMILIES.items() if family is stage.family)
-    return (
-        f"---\nlibrary_name: diffusers\ntags: [text-to-image, dreambooth, {stage.kind}]\n---\n\n"
-        f"# DreamBooth: {about.get('instance prompt', stage.kind)}\n\n"
-        f"Fine-tuned by dreambooth_jax {__version__} (Ruiz et al. 2022, arXiv:2208.12242). "
-        f"Open it with `diffusers.{library}.from_pretrained`.\n\n{lines}\n"
+def write_card(
+    stage: Stage,
+    folder: Path,
+    *,
+    about: Mapping[str, Any],
+    told: Sequence[str] = (),
+    lora: bool = False,
+) -> None:
+    """Writes README.md of a stage's folder, or of its LoRA files (`card.text`)."""
+    if stage.asked is not None:
+        height, width = stage.size
+        told = (*told, f"Its pictures have `height={height}, width={width}`.")
+    text = card.text(
+        about,
+        pipeline=stage.family.name,
+        kind=stage.kind,
+        folder=stage.folder,
+        told=told,
+        lora=lora,
     )
+    files.write_text(folder / "README.md", text)
 
 
 def check_place(folder: Path) -> None:
@@ -105,7 +148,10 @@ def check_place(folder: Path) -> None:
     Raises:
       ValueError: it is something else.
     """
-    if folder.exists() and not (folder / INDEX).is_file() and any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; an export is a folder. Move it away.")
+    ours = any((folder / name).is_file() for name in (INDEX, _WORDS))
+    if folder.exists() and not ours and any(folder.iterdir()):
         raise ValueError(
             f"{folder} holds something else than an exported model, and an export replaces all of "
             "it. Give another folder."
@@ -120,7 +166,7 @@ def diffusers_folder(
     dtype: str,
     about: Mapping[str, Any],
     words: Sequence[Mapping[str, str]] = (),
-    schedule: Schedule | None = None,
+    path: NoisePath | None = None,
 ) -> Path:
     """Writes `folder` in the layout of the base model it came from, with these weights in `dtype`.
 
@@ -128,7 +174,7 @@ def diffusers_folder(
       params: flat weights with all leaves of the stage.
       about: lines of the model card, name → value (base model, prompts, steps, …).
       words: what each subject is called (`identifier`, `class_noun`), for `words_in`.
-      schedule: by which these weights are sampled; None is that of a plain fine-tuning, in which a
+      path: by which these weights are sampled; None is that of a plain fine-tuning, in which a
         learned variance is fixed.
 
     Raises:
@@ -145,20 +191,23 @@ def diffusers_folder(
         # Opened without a dtype, text encoders get that of its file and a UNet float32; in one
         # pipeline the two must agree.
         for encoder, tokenizer in stage.tokenizers.items():
-            _change(part / encoder / "config.json", dtype="float32")
+            if not stage.unread(encoder):
+                _change(part / encoder / "config.json", dtype="float32")
             if tokenizer.new_ids:
                 _write_new_words(stage, encoder, part)
-        schedule = stage.fine_tuned().schedule if schedule is None else schedule
-        told = _write_schedule(part, schedule)
+        if size_keys := stage.family.size_keys(stage):
+            _change(part / stage.denoiser.component / "config.json", **size_keys)
+        path = stage.fine_tuned().path if path is None else path
+        told = _write_path(part, path)
         for component, stem in stage.components.items():
+            if stage.unread(component):
+                continue
             flat = tree.prefixed(params, component)
             weights.write(part / component, flat, dtype=dtype, stem=stem)
         if words:
-            first, *others = map(dict, words)
-            called = first | ({"others": others} if others else {})
-            (part / _WORDS).write_text(json.dumps(called, ensure_ascii=False) + "\n")
-        (part / "README.md").write_text(_card(stage, about=about, told=told))
-        _verify(part, stage, params, dtype=dtype, schedule=schedule)
+            _write_called(part / _WORDS, words)
+        write_card(stage, part, about=about, told=told)
+        _verify(part, stage, params, dtype=dtype, path=path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -174,36 +223,52 @@ def diffusers_folder(
 def _write_new_words(stage: Stage, encoder: str, folder: Path) -> None:
     """A tokenizer that knows the new tokens, and the size of its encoder's table."""
     tokenizer = stage.tokenizers[encoder]
-    place = folder / stage.family.text_encoders[encoder][0]
+    place = folder / stage.conditioner.encoders[encoder].tokenizer_folder
     shutil.rmtree(place)
     tokenizer.hf.save_pretrained(place)
     table = next(p for p in stage.new_rows if p.startswith(f"{encoder}/"))
     rows = stage.abstract[table].shape[0]
-    _change(folder / encoder / "config.json", vocab_size=rows)
+    # A file with the old id of the end, 2, means the largest id of a prompt, and that would be a
+    # new token's from now on: the vector of the whole prompt would end at it.
+    end = {"eos_token_id": tokenizer.hf.eos_token_id} if _pools(folder / encoder) else {}
+    _change(folder / encoder / "config.json", vocab_size=rows, **end)
+
+
+def _write_called(file: Path, words: Sequence[Mapping[str, str]]) -> None:
+    """Writes what the subjects are called, for `words_in`."""
+    first, *others = map(dict, words)
+    called: dict[str, Any] = first | ({"others": others} if others else {})
+    file.write_text(json.dumps(called, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _pools(folder: Path) -> bool:
+    """Returns True for a CLIP text encoder, which looks for the end of a prompt."""
+    return "num_hidden_layers" in untrusted.json_object(folder / "config.json")
 
 
 def words_in(folder: Path) -> list[dict[str, str]]:
-    """What an exported folder calls its subjects (`identifier`, `class_noun`), if it says so."""
+    """Returns the names of an exported folder's subjects (`identifier`, `class_noun`), if any."""
     file = folder / _WORDS
     if not file.is_file():
         return []
-    first = json.loads(file.read_text())
+    first = untrusted.json_object(file)
     return [first, *first.pop("others", [])]
 
 
 def _verify(
-    folder: Path, stage: Stage, params: Mapping[str, Any], *, dtype: str, schedule: Schedule
+    folder: Path, stage: Stage, params: Mapping[str, Any], *, dtype: str, path: NoisePath
 ) -> None:
-    """Reads the folder as a stranger would and compares every number with what was to be there."""
-    again = pipeline.open_stage(str(folder), kind=stage.kind)
-    for field in dataclasses.fields(Schedule):
-        if not np.array_equal(getattr(again.schedule, field.name), getattr(schedule, field.name)):
+    """Reloads the exported folder and compares every weight."""
+    again = families.open_stage(str(folder), kind=stage.kind)
+    for field in dataclasses.fields(path):
+        if not np.array_equal(getattr(again.path, field.name), getattr(path, field.name)):
             raise ValueError(f"{folder}: the scheduler's {field.name} is not that of the training.")
     found = pipeline.read_weights(again)
-    for path, value in params.items():
-        expected = weights.rounded(np.asarray(value), dtype)
-        if not np.array_equal(expected, found[path]):
+    for name, value in params.items():
+        copied = stage.unread(name.partition("/")[0])
+        expected = np.asarray(value) if copied else weights.rounded(np.asarray(value), dtype)
+        if not np.array_equal(expected, found[name]):
             raise ValueError(
-                f"{folder}: {path} read back differs from what was written: is the disk full or "
+                f"{folder}: {name} read back differs from what was written: is the disk full or "
                 "failing?"
             )

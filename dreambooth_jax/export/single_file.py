@@ -1,14 +1,10 @@
-"""Stable Diffusion 1, 2 and XL as one safetensors file with the keys of their first authors' code.
+"""A whole model as one safetensors file in the layout of its first authors' code.
 
-A1111 and ComfyUI open it. Blocks are numbered through there (`input_blocks.4.1`), text encoders
-of SD 2 and SDXL are OpenCLIP's, with queries, keys and values in one matrix (Rombach et al. 2022;
-Ilharco et al. 2021; Podell et al. 2023).
+A1111 and ComfyUI open it. The family knows the layout (`pipeline.SingleFile`).
 """
 
 import datetime
-import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,146 +12,15 @@ import numpy as np
 
 from dreambooth_jax import files, weights
 from dreambooth_jax.pipeline import Stage
+from dreambooth_jax.pipeline.family import Tensors
 
-Tensors = dict[str, np.ndarray]
-Rules = tuple[tuple[str, str], ...]
-
-_RESNET: Rules = (
-    (r"\.norm1\.", ".in_layers.0."),
-    (r"\.conv1\.", ".in_layers.2."),
-    (r"\.time_emb_proj\.", ".emb_layers.1."),
-    (r"\.norm2\.", ".out_layers.0."),
-    (r"\.conv2\.", ".out_layers.3."),
-    (r"\.conv_shortcut\.", ".skip_connection."),
-)
-_UNET_ENDS: Rules = (
-    (r"^conv_in\.", "input_blocks.0.0."),
-    (r"^time_embedding\.linear_1\.", "time_embed.0."),
-    (r"^time_embedding\.linear_2\.", "time_embed.2."),
-    (r"^add_embedding\.linear_1\.", "label_emb.0.0."),
-    (r"^add_embedding\.linear_2\.", "label_emb.0.2."),
-    (r"^mid_block\.resnets\.0\.", "middle_block.0."),
-    (r"^mid_block\.attentions\.0\.", "middle_block.1."),
-    (r"^mid_block\.resnets\.1\.", "middle_block.2."),
-    (r"^conv_norm_out\.", "out.0."),
-    (r"^conv_out\.", "out.2."),
-)
-_VAE: Rules = (
-    (r"\.down_blocks\.(\d+)\.resnets\.", r".down.\1.block."),
-    (r"\.down_blocks\.(\d+)\.downsamplers\.0\.", r".down.\1.downsample."),
-    (r"\.up\.(\d+)\.resnets\.", r".up.\1.block."),
-    (r"\.up\.(\d+)\.upsamplers\.0\.", r".up.\1.upsample."),
-    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
-    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
-    (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
-    (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
-    (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
-    (r"\.conv_shortcut\.", ".nin_shortcut."),
-    (r"\.conv_norm_out\.", ".norm_out."),
-)
-_OPEN_CLIP: Rules = (
-    (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
-    (r"^text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
-    (r"^text_model\.final_layer_norm\.", "ln_final."),
-    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
-    (r"\.layer_norm([12])\.", r".ln_\1."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-    (r"\.self_attn\.", ".attn."),
-)
-
-
-def _renamed(key: str, rules: Rules) -> str:
-    for pattern, new in rules:
-        key = re.sub(pattern, new, key)
-    return key
-
-
-def unet_name(keys: Iterable[str]) -> Callable[[str], str]:
-    """A function from diffusers' keys to the original ones; counts the blocks of these keys."""
-    keys = set(keys)
-    layers = 1 + max(int(m[1]) for key in keys if (m := re.match(r"down_.*?resnets\.(\d+)", key)))
-
-    def name(key: str) -> str:
-        found = re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", key)
-        if not found:
-            renamed = _renamed(key, _UNET_ENDS)
-            return _renamed(renamed, _RESNET) if "mid_block.resnets" in key else renamed
-        way, level, part, place, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
-        number = level * (layers + 1) + (place if part in ("resnets", "attentions") else layers)
-        if way == "down":
-            number += 1  # after the first convolution
-            if part == "downsamplers":
-                return f"input_blocks.{number}.0.op.{rest.removeprefix('conv.')}"
-        start = f"{'input' if way == 'down' else 'output'}_blocks.{number}"
-        if part == "upsamplers":
-            attends = any(key.startswith(f"up_blocks.{level}.attentions.{layers}.") for key in keys)
-            return f"{start}.{2 if attends else 1}.{rest}"
-        if part == "attentions":
-            return f"{start}.1.{rest}"
-        return _renamed(f"{start}.0.{rest}", _RESNET)
-
-    return name
-
-
-def _unet(tensors: Tensors) -> Tensors:
-    name = unet_name(tensors)
-    return {name(key): value for key, value in tensors.items()}
-
-
-def _vae(tensors: Tensors) -> Tensors:
-    last = max(int(m[1]) for key in tensors if (m := re.match(r"decoder\.up_blocks\.(\d+)", key)))
-    made = {}
-    for key, value in tensors.items():
-        # The original counts the decoder's levels from the finest.
-        turned = re.sub(r"\.up_blocks\.(\d+)\.", lambda found: f".up.{last - int(found[1])}.", key)
-        name = _renamed(turned, _VAE)
-        if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name):
-            value = value[:, :, None, None]  # 1×1 convolutions
-        made[name] = value
-    return made
-
-
-def _clip(tensors: Tensors) -> Tensors:
-    positions = len(tensors["text_model.embeddings.position_embedding.weight"])
-    ids = {"text_model.embeddings.position_ids": np.arange(positions, dtype=np.int64)[None]}
-    return {f"transformer.{key}": value for key, value in {**tensors, **ids}.items()}
-
-
-def _open_clip(tensors: Tensors, *, whole: bool) -> Tensors:
-    """whole: the encoder has all its layers; SD 2's folders lack the last, which nothing reads."""
-    made: Tensors = {}
-    for key, value in tensors.items():
-        if key == "text_projection.weight":
-            made["text_projection"] = np.ascontiguousarray(value.T)
-        elif not re.search(r"self_attn\.[qkv]_proj", key):
-            made[_renamed(key, _OPEN_CLIP)] = value
-    layers = [int(m[1]) for key in tensors if (m := re.search(r"encoder\.layers\.(\d+)\.", key))]
-    for layer in range(max(layers) + 1):
-        for end in ("weight", "bias"):
-            attention = f"text_model.encoder.layers.{layer}.self_attn"
-            parts = [tensors[f"{attention}.{part}_proj.{end}"] for part in "qkv"]
-            made[f"transformer.resblocks.{layer}.attn.in_proj_{end}"] = np.concatenate(parts)
-    dtype = made["positional_embedding"].dtype
-    if not whole:
-        here, beyond = (f"transformer.resblocks.{max(layers) + n}." for n in (0, 1))
-        made |= {key.replace(here, beyond): value for key, value in made.items() if here in key}
-        made["text_projection"] = np.eye(made["positional_embedding"].shape[1], dtype=dtype)
-    made["logit_scale"] = np.array(math.log(1 / 0.07), dtype)  # CLIP's start; images do not need it
-    return made
+_CLIP_ROWS = 49408  # of CLIP's token table: readers of single files have it fixed
 
 
 def layout(stage: Stage) -> str | None:
     """The name that modelspec has for the model, None where it has no single file."""
-    if not stage.latents:
-        return None
-    if stage.family.sized:
-        return "stable-diffusion-xl-v1-base"
-    inner = stage.unet.abstract["mid_block/attentions/0/proj_in/kernel"]
-    if inner.ndim == 4:  # convolutions, which SD 2 replaced
-        return "stable-diffusion-v1"
-    v = stage.schedule.prediction_type == "v_prediction"
-    return "stable-diffusion-v2-768-v" if v else "stable-diffusion-v2-512"
+    single_file = stage.family.single_file
+    return None if single_file is None else single_file.architecture(stage)
 
 
 def tensors_of(stage: Stage, params: Mapping[str, Any], *, dtype: str) -> Tensors:
@@ -164,27 +29,45 @@ def tensors_of(stage: Stage, params: Mapping[str, Any], *, dtype: str) -> Tensor
     Raises:
       ValueError: the model has no such layout, or a weight does not fit the dtype.
     """
-    architecture = layout(stage)
-    if architecture is None:
+    if stage.family.single_file is None:
         raise ValueError(
-            f"{stage.folder}: only Stable Diffusion 1, 2 and XL have a single-file layout. Write "
+            f"{stage.folder}: {stage.family.name} has no single-file layout. Write "
             "--config.export.single_file=False."
         )
     by_part: dict[str, Tensors] = {}
     for path in stage.abstract:
         part, _, rest = path.partition("/")
         leaf = weights.turned(rest, np.asarray(params[path]), to_file=True)
+        if rest.endswith("token_embedding/embedding"):
+            leaf = leaf[: published_rows(stage, path)]
         by_part.setdefault(part, {})[weights.key_of(rest)] = weights.cast(leaf, dtype, name=path)
-    made = {"model.diffusion_model": _unet(by_part["unet"])}
-    made["first_stage_model"] = _vae(by_part["vae"])
-    if stage.family.sized:
-        made["conditioner.embedders.0"] = _clip(by_part["text_encoder"])
-        made["conditioner.embedders.1.model"] = _open_clip(by_part["text_encoder_2"], whole=True)
-    elif architecture == "stable-diffusion-v1":
-        made["cond_stage_model"] = _clip(by_part["text_encoder"])
-    else:
-        made["cond_stage_model.model"] = _open_clip(by_part["text_encoder"], whole=False)
-    return {f"{start}.{key}": x for start, part in made.items() for key, x in part.items()}
+    return stage.family.single_file.layout(stage, by_part)
+
+
+def published_rows(stage: Stage, path: str) -> int:
+    """Rows of a token table that readers of single files have room for: those of the vocabulary.
+
+    Rows of new tokens are in the embeddings' files (`embeddings_file`), which go with this one.
+    """
+    new = stage.new_rows.get(path, ())
+    return min(stage.abstract[path].shape[0], _CLIP_ROWS, *new)
+
+
+def markers(stage: Stage) -> Tensors:
+    """Empty tensors by which A1111, Forge and ComfyUI know what an XL network says.
+
+    `v_pred`: it predicts v; `ztsnr`: its schedule ends in pure noise. Without them the file is
+    sampled as if it said epsilon, and gives noise. SD 1 and 2 have no such keys there.
+    """
+    if sum(part.startswith("text_") for part in stage.networks) != 2:
+        return {}
+    found = {}
+    if stage.path.prediction_type == "v_prediction":
+        found["v_pred"] = np.zeros((0,), np.float32)
+    table = getattr(stage.path, "alphas_cumprod", None)  # a flow has none
+    if table is not None and table[-1] == 0:
+        found["ztsnr"] = np.zeros((0,), np.float32)
+    return found
 
 
 def write(
@@ -198,17 +81,19 @@ def write(
     Raises:
       ValueError: as `tensors_of`, or the file read back is not what was written.
     """
-    tensors = tensors_of(stage, params, dtype=dtype)
+    tensors = {**tensors_of(stage, params, dtype=dtype), **markers(stage)}
+    single_file = stage.family.single_file
+    assert single_file is not None  # or `tensors_of` has raised
     prompt = str(about.get("instance prompt", "DreamBooth"))
     metadata = {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": str(layout(stage)),
-        "modelspec.implementation": "sgm" if stage.family.sized else "diffusers",
+        "modelspec.architecture": single_file.architecture(stage),
+        "modelspec.implementation": single_file.implementation,
         "modelspec.title": prompt,
         "modelspec.trigger_phrase": prompt,
         "modelspec.date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "modelspec.resolution": f"{stage.size}x{stage.size}",
-        "modelspec.prediction_type": stage.schedule.prediction_type.removesuffix("_prediction"),
+        "modelspec.resolution": f"{stage.size[1]}x{stage.size[0]}",
+        "modelspec.prediction_type": stage.path.prediction_type.removesuffix("_prediction"),
         "modelspec.description": "; ".join(f"{name}: {value}" for name, value in about.items()),
     }
     with files.written(file) as part:

@@ -1,4 +1,4 @@
-"""What must be the same on all hosts, compared before they wait for each other for ever."""
+"""Comparison of what must be equal on all hosts, before the processes block on each other."""
 
 import itertools
 import json
@@ -46,7 +46,7 @@ def agree(what: str, value: Any, *, remedy: str) -> None:
 
 
 def meet(moment: str) -> None:
-    """Until all processes are here, with the files that each wrote before; one alone goes on.
+    """Waits for all processes, and for the files that each wrote; one alone returns at once.
 
     moment: the same on all of them, and told by the error of jax when one is elsewhere.
     """

@@ -22,8 +22,32 @@ _ROOT = "dreambooth_jax"
 _LOST = re.compile(r"gloo|nccl|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|coordination", re.IGNORECASE)
 
 
+class Clock:
+    """Seconds in which this process ran: those in which it was stopped are not counted.
+
+    A process that was stopped (Ctrl-Z, a suspended machine) has heard of nobody meanwhile, which
+    says nothing of the others.
+
+    Args:
+      longest: seconds between two readings of `now`, above which the process was stopped.
+    """
+
+    def __init__(self, *, longest: float) -> None:
+        self._longest, self._lock = longest, threading.Lock()
+        self._read, self._stopped = time.monotonic(), 0.0
+
+    def now(self) -> float:
+        """Returns the seconds of `time.monotonic`, without those of stops."""
+        with self._lock:
+            read = time.monotonic()
+            if read - self._read > self._longest:
+                self._stopped += read - self._read
+            self._read = read
+            return read - self._stopped
+
+
 class Watch:
-    """Ends this process when another one is gone, which collectives alone would wait for for ever.
+    """Ends this process when another one is gone, for which collectives would wait without end.
 
     Each process gives a sign of life ten times in `timeout` seconds, and reads those of the others
     in a thread. A `witness` speaks when this process cannot: when the coordinator is gone, jax ends
@@ -54,11 +78,15 @@ class Watch:
             start_new_session=True,  # Ctrl-C is not for it
         )
         self._over = threading.Event()  # this process is on its way out by itself
+        self._clock = Clock(longest=3 * self._interval)
+        self._answered = self._clock.now()
         self._thread = threading.Thread(target=self._watch, name="hosts", daemon=True)
         self._thread.start()
+        # A call to a coordinator that is stopped waits as long as it is: another thread counts.
+        threading.Thread(target=self._time, name="hosts' clock", daemon=True).start()
 
     def end(self) -> None:
-        """The run is over here: waits for the others, that nobody takes this one for dead."""
+        """Waits for the other processes, so that none of them reports this one as lost."""
         try:
             self._client.wait_at_barrier(f"{_ROOT}/end", 1000 * 3600)
         except Exception as error:  # what is to be said of others the thread says
@@ -86,10 +114,16 @@ class Watch:
             logging.debug("%s", unheard)
         self._leave()
 
+    def _time(self) -> None:
+        while not self._over.wait(self._interval):
+            if self._clock.now() - self._answered > self._timeout and not self._over.is_set():
+                self._lost(f"No sign of life from {self._names[0]} for {self._timeout:g} seconds. ")
+
     def _watch(self) -> None:
         count = jax.process_count()
+        now = self._clock.now
         heard: dict[int, str | None] = dict.fromkeys(range(count))
-        when = dict.fromkeys(range(count), time.monotonic())
+        when = dict.fromkeys(range(count), now())
         number = 0
         while not self._over.wait(self._interval):
             number += 1
@@ -102,15 +136,16 @@ class Watch:
                 ended, alive = {}, dict(heard)
             else:
                 alive.setdefault(0, None)
-                when[0] = time.monotonic()
+                when[0] = now()
+            self._answered = now()
             for i in alive:
                 if alive[i] != heard[i]:
-                    heard[i], when[i] = alive[i], time.monotonic()
+                    heard[i], when[i] = alive[i], now()
             for i, text in ended.items():
                 # It may be the error that is about to be said here as well.
                 if not self._over.wait(2 * self._interval):
                     self._lost(f"{self._names[i]} ended with an error: {text}\n")
-            gone = [i for i in range(count) if time.monotonic() - when[i] > self._timeout]
+            gone = [i for i in range(count) if now() - when[i] > self._timeout]
             if gone and not self._over.is_set():
                 who = " and ".join(self._names[i] for i in gone)
                 self._lost(f"No sign of life from {who} for {self._timeout:g} seconds. ")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def saved(workdir: str) -> str:
-    """What a run has to go on from, in one sentence."""
+    """Returns one sentence on what a run can resume from."""
     if "://" in workdir:
         return f"What is saved is in {workdir}."
     steps: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The networks: they know no schedule, mesh, configuration or file.
+"""The networks: they know no noise path, mesh, configuration or file.
 
 Attribute names are those of the weight files.
 """

@@ -1,7 +1,8 @@
 """Softmax attention, in the form that suits the device for which a program is traced.
 
-On TPUs (`target.device`) it is a Pallas kernel where scores are many, on NVIDIA's GPUs cuDNN's, on
-CPU some queries of a head at a time, else what XLA makes.
+On TPUs (`target.device`) it is a Pallas kernel where scores are many, on NVIDIA's GPUs cuDNN's; on
+CPU, and where scores are many and no kernel takes them, some queries of a head at a time; else what
+XLA makes.
 """
 
 import functools
@@ -12,19 +13,24 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from dreambooth_jax.models import blockwise, target
+from dreambooth_jax.models import blockwise, kernels, target
 
 Array = jax.Array
 
 # Score matrices above this many numbers no longer fit a core's cache: then parts of them at a time
 # are faster on CPU.
 _CPU_SCORES_AT_ONCE = 2**20
+# Of a head of a row: from here on no device keeps whole scores.
+_SCORES_AT_ONCE = 2**22
 # Queries from which on the kernel moves fewer bytes than XLA on TPU, and needs less memory:
 # `python tools/tpu_attention.py`, docs/tpu.md.
 _TPU_QUERIES = 1024
 _TPU_KEYS = 512
-_BLOCK = 512  # queries or keys of a block of the kernel
-_LANES = 128  # of a TPU's registers: blocks are multiples of them
+_TPU_SIZE = 256  # of a head
+_CUDNN_SIZE = 128  # of a head: on all GPUs that have the kernel
+# Scores of a head from which on a bias, which cuDNN takes in 16 bits alone, is worth its rounding.
+_CUDNN_BIAS = 2**18
+_AMPERE = 8.0  # compute capability: Turing and before have no such kernel
 
 
 def attention(
@@ -41,27 +47,28 @@ def attention(
 
 
 def chosen(shape: tuple[int, ...], keys: int, dtype: Any, *, plain: bool) -> str:
-    """Which of `FORMS` queries `[B,L,H,D]` get; `plain`: no bias."""
+    """Returns the name in `FORMS` for queries `[B,L,H,D]`; `plain`: no bias."""
     rows, queries, heads, size = shape
-    platform, kind = target.device()
+    platform, _ = target.device()
+    even = rows % target.parts()[0] == 0  # else devices do not have whole rows
     if platform == "cpu":
         few = rows * queries * keys * heads <= _CPU_SCORES_AT_ONCE
         if few:
             return "whole"
-        even = rows % target.parts()[0] == 0 and blockwise.block(queries) > 0
         return "blockwise" if plain and even else "by head"
-    if platform == "tpu" and plain and queries >= _TPU_QUERIES and keys >= _TPU_KEYS:
-        even = rows % target.parts()[0] == 0 and queries % _LANES == 0
-        return "pallas" if even and size <= 256 else "xla"
-    # Turing and before have no such kernel; head sizes are those of the oldest that do.
-    if "NVIDIA" in kind and plain and jnp.dtype(dtype).itemsize == 2 and _since_ampere():
-        return "cudnn" if size % 8 == 0 and size <= 128 else "xla"
+    long = queries >= _TPU_QUERIES and keys >= _TPU_KEYS
+    if platform == "tpu" and long and plain and even and size <= _TPU_SIZE:
+        return "pallas"
+    if even and _cudnn_takes(size, dtype) and (plain or queries * keys >= _CUDNN_BIAS):
+        return "cudnn"
+    if queries * keys >= _SCORES_AT_ONCE:
+        return "blockwise" if plain and even else "by head"
     return "xla"
 
 
-def _since_ampere() -> bool:
-    capability = getattr(jax.local_devices()[0], "compute_capability", "0.0")
-    return float(capability) >= 8.0
+def _cudnn_takes(size: int, dtype: Any) -> bool:
+    fits = jnp.dtype(dtype).itemsize == 2 and size % 8 == 0 and size <= _CUDNN_SIZE
+    return fits and target.capability() >= _AMPERE
 
 
 def _whole(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
@@ -97,12 +104,12 @@ def _xla(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Arra
 
 
 def _cudnn(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=scale, implementation="cudnn")
+    return _on_each(functools.partial(kernels.cudnn, scale=scale), q, k, v, bias)
 
 
 def _pallas(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
     assert bias is None
-    return _on_each(functools.partial(flash, scale=scale), q, k, v)
+    return _on_each(functools.partial(kernels.flash, scale=scale), q, k, v)
 
 
 def _blockwise(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
@@ -110,59 +117,27 @@ def _blockwise(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -
     return _on_each(functools.partial(blockwise.attend, scale=scale), q, k, v)
 
 
-def _on_each(form: Callable[..., Array], q: Array, k: Array, v: Array) -> Array:
+def _on_each(
+    form: Callable[..., Array], q: Array, k: Array, v: Array, *bias: Array | None
+) -> Array:
     """A form on each device's own rows and heads, none of which needs another's.
 
     XLA cannot split kernels and loops. The last axis of the mesh shares heads, the others rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:
-        return form(q, k, v)
-    *rows, last = mesh.axis_names
-    own = P(tuple(rows), None, last if q.shape[2] % target.parts()[1] == 0 else None)
-    return jax.shard_map(form, in_specs=(own,) * 3, out_specs=own, check_vma=False)(q, k, v)
-
-
-def flash(q: Array, k: Array, v: Array, *, scale: float) -> Array:
-    """FlashAttention (Dao et al. 2022) as jax's Pallas kernel for TPUs has it, without a bias.
-
-    Scores never leave the processor. Keys are filled up to whole registers, and masked there.
-    """
-    from jax.experimental.pallas.ops.tpu import flash_attention as kernels
-
-    queries, keys = q.shape[1], k.shape[1]
-    whole = -(-keys // _LANES) * _LANES
-    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
-    segments = None
-    if whole != keys:
-        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, whole - keys), (0, 0))) for x in (k, v))
-        # Queries see keys of their own segment alone: that of what was filled up has none.
-        filled = jnp.broadcast_to(jnp.arange(whole) >= keys, (len(k), whole))
-        own = jnp.zeros((len(q), queries), jnp.int32)
-        segments = kernels.SegmentIds(q=own, kv=filled.astype(jnp.int32))
-    a, b = _block(queries), _block(whole)
-    sizes = kernels.BlockSizes(
-        block_q=a,
-        block_k_major=b,
-        block_k=b,
-        block_b=1,
-        block_q_major_dkv=a,
-        block_k_major_dkv=b,
-        block_k_dkv=b,
-        block_q_dkv=a,
-        block_k_major_dq=b,
-        block_k_dq=b,
-        block_q_dq=a,
-    )
-    answer = kernels.flash_attention(
-        q, k, v, segment_ids=segments, sm_scale=scale, block_sizes=sizes
-    )
-    return jnp.moveaxis(answer, 1, 2)
-
-
-def _block(length: int) -> int:
-    """The largest multiple of the lanes up to `_BLOCK` that divides `length`."""
-    return next(size for size in range(_BLOCK, 0, -_LANES) if length % size == 0)
+        return form(q, k, v, *bias)
+    *first, last = mesh.axis_names
+    rows, heads = tuple(first), last if q.shape[2] % target.parts()[1] == 0 else None
+    own = P(rows, None, heads)
+    of_bias = [
+        # What is broadcast is whole everywhere.
+        None if b is None else P(rows if len(b) > 1 else None, heads if b.shape[1] > 1 else None)
+        for b in bias
+    ]
+    specs = (own, own, own, *of_bias)
+    split = jax.shard_map(form, in_specs=specs, out_specs=own, check_vma=False)
+    return split(q, k, v, *bias)
 
 
 FORMS = {

@@ -14,22 +14,24 @@ import jax.numpy as jnp
 Array = jax.Array
 
 _QUERIES = 512  # of a block; with 1024 keys 2 MB of scores
-_FEW = 64  # blocks of fewer are not worth a turn of the loop
+_LANES = 8  # float32 numbers of a register
 
 
 def block(queries: int) -> int:
-    """The largest number of queries up to 512 that divides them; 0 where that is below 64."""
-    sizes = range(min(_QUERIES, queries), _FEW - 1, -1)
-    return next((size for size in sizes if queries % size == 0), 0)
+    """Queries of a block, at most 512: all blocks alike, the last filled up by less than 8 each."""
+    turns = -(-queries // _QUERIES)
+    return min(_QUERIES, -(-queries // (turns * _LANES)) * _LANES)
 
 
 def attend(q: Array, k: Array, v: Array, *, scale: float) -> Array:
-    """Q `[B,L,H,D]`, k `[B,S,H,D]`, v `[B,S,H,E]` -> `[B,L,H,E]`; L has to have a `block`."""
-    rows, heads = q.shape[0], q.shape[2]
+    """Q `[B,L,H,D]`, k `[B,S,H,D]`, v `[B,S,H,E]` -> `[B,L,H,E]`."""
+    rows, queries, heads = q.shape[:3]
+    more = -queries % block(queries)  # what they are answered is cut off
+    q = jnp.pad(q, ((0, 0), (0, more), (0, 0), (0, 0)))
     # [B·H, tokens, width]
     given = (jnp.moveaxis(x, 2, 1).reshape(rows * heads, *x.shape[1::2]) for x in (q, k, v))
     answer = _attend(*given, scale)
-    return jnp.moveaxis(answer.reshape(rows, heads, *answer.shape[1:]), 1, 2)
+    return jnp.moveaxis(answer.reshape(rows, heads, *answer.shape[1:]), 1, 2)[:, :queries]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

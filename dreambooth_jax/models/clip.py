@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from dreambooth_jax.models import layers
+from dreambooth_jax.models import layers, read_config
 from dreambooth_jax.models.layers import Array
 
-_ARCHITECTURES = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
-_OLD_EOS = 2  # files older than the true id have this one, and mean the largest id of the prompt
+ARCHITECTURES = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
+OLD_EOS = 2  # files older than the true id have this one, and mean the largest id of the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,21 +30,9 @@ class StackConfig:
 
     @classmethod
     def problems(cls, raw: Mapping[str, Any]) -> list[str]:
-        """What is missing in the file, or is not known here."""
-        fields = dataclasses.fields(cls)
-        needed = [field.name for field in fields if field.default is dataclasses.MISSING]
-        problems = [f"{key} is missing" for key in needed if raw.get(key) is None]
-        act = raw.get("hidden_act", cls.hidden_act)
-        if act not in layers.ACTIVATIONS:
-            known = ", ".join(sorted(layers.ACTIVATIONS))
-            problems.append(f"hidden_act = {act!r}; supported: {known}")
-        return problems
-
-    @classmethod
-    def given(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """The keys that the file sets."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return {key: raw[key] for key in names if raw.get(key) is not None}
+        """Returns the keys that the file lacks, and an activation that is not known here."""
+        only = {"hidden_act": sorted(layers.ACTIVATIONS)}
+        return [*read_config.missing(cls, raw), *read_config.other_than(raw, only)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +44,7 @@ class ClipConfig(StackConfig):
     max_position_embeddings: int = 77
     eos_token_id: int = 49407
     projects: bool = False
+    skip: int = 0  # last layers that neither `last` nor `penultimate` have passed
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "ClipConfig":
@@ -66,19 +55,19 @@ class ClipConfig(StackConfig):
         """
         problems = cls.problems(raw)
         architecture = (raw.get("architectures") or ["CLIPTextModel"])[0]
-        if architecture not in _ARCHITECTURES:
-            known = ", ".join(_ARCHITECTURES)
+        if architecture not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
             problems.append(f"architectures = [{architecture!r}]; supported: {known}")
-        if problems:
-            raise ValueError("text_encoder/config.json of a CLIP: " + "; ".join(problems) + ".")
-        return cls(**cls.given(raw) | {"projects": _ARCHITECTURES[architecture]})
+        read_config.refuse("text_encoder/config.json of a CLIP", problems)
+        return cls(**read_config.given(cls, raw) | {"projects": ARCHITECTURES[architecture]})
 
 
 class ClipText(NamedTuple):
-    """What a UNet may read: states `[P,L,D]`, vectors `[P,D]` and `[P,projection]`.
+    """Outputs that a denoiser may use: states `[P,L,D]`, vectors `[P,D]` and `[P,projection]`.
 
-    last: after the last norm; penultimate: before the last layer, not normed; pooled: the end
-    mark's last state; projected: the same, projected (None where the file has no projection).
+    last: after the last norm; penultimate: before the last layer, not normed; both `skip` layers
+    earlier. pooled: the end mark's last state, after all layers; projected: the same, projected
+    (None where the file has no projection).
     """
 
     last: Array
@@ -173,16 +162,30 @@ class ClipEncoder(nnx.Module):
         length = ids.shape[1]
         later = jnp.arange(length)[None, :] > jnp.arange(length)[:, None]
         bias = jnp.where(later, jnp.finfo(jnp.float32).min, 0.0)[None, None]
-        penultimate = x
+        states = [x]
         for layer in self.text_model.encoder.layers:
-            penultimate, x = x, layer(x, bias)
-        last = self.text_model.final_layer_norm(x)
-        is_end = ids if self.cfg.eos_token_id == _OLD_EOS else ids == self.cfg.eos_token_id
+            states.append(layer(states[-1], bias))
+        norm, skipped = self.text_model.final_layer_norm, self.cfg.skip
+        last = norm(states[-1])
+        is_end = ids if self.cfg.eos_token_id == OLD_EOS else ids == self.cfg.eos_token_id
         pooled = last[jnp.arange(ids.shape[0]), jnp.argmax(is_end, -1)]
         projected = None if self.text_projection is None else self.text_projection(pooled)
-        return ClipText(last, penultimate, pooled, projected)
+        shown = norm(states[-1 - skipped]) if skipped else last
+        return ClipText(shown, states[-2 - skipped], pooled, projected)
 
 
-def build(config: Mapping[str, Any]) -> layers.Network:
-    """The network that `text_encoder/config.json` describes."""
-    return layers.take_apart(ClipEncoder(ClipConfig.from_dict(config)))
+def build(config: Mapping[str, Any], *, skip: int = 0) -> layers.Network:
+    """The network that `text_encoder/config.json` describes.
+
+    Args:
+      skip: its last layers that the states leave out, as `clip_skip` of diffusers.
+
+    Raises:
+      ValueError: as `ClipConfig.from_dict`, or it has no more layers than are to be left out.
+    """
+    read = ClipConfig.from_dict(config)
+    if skip >= read.num_hidden_layers:
+        raise ValueError(
+            f"clip_skip = {skip}: expected less than the CLIP's {read.num_hidden_layers} layers."
+        )
+    return layers.take_apart(ClipEncoder(dataclasses.replace(read, skip=skip)))

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from dreambooth_jax.models import clip, layers
+from dreambooth_jax.models import clip, layers, read_config
 from dreambooth_jax.models.layers import Array
 
 
@@ -29,9 +29,8 @@ class VisionConfig(clip.StackConfig):
         Raises:
           ValueError: a key is missing, or has a value that this network does not know.
         """
-        if problems := cls.problems(raw):
-            raise ValueError("vision_config of a CLIP: " + "; ".join(problems) + ".")
-        return cls(**cls.given(raw))
+        read_config.refuse("vision_config of a CLIP", cls.problems(raw))
+        return cls(**read_config.given(cls, raw))
 
 
 class Embeddings(nnx.Module):

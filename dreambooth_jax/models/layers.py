@@ -1,12 +1,14 @@
 """Layers of the networks, and the bridge between an NNX module and a flat dictionary of parameters.
 
-Three conventions keep the networks short:
+Four conventions keep the networks short:
 
 * A module declares parameters by shape alone (`param`). Values always come from a flat dictionary,
   so building even a 4-billion-parameter network takes no memory and no time; `bind` puts the two
   together inside `jax.jit`.
-* A layer computes in the dtype of its input and casts its float32 parameters to it. Normalisations,
+* A layer computes in the dtype of its input and casts its parameters to it. Normalisations,
   softmax and embeddings of time compute in float32 and return the dtype of their input.
+* A kernel is whatever `multiply` and `convolve` can use: an array, or a pytree of
+  `dreambooth_jax.kernels` in its place.
 * Images are `[B, H, W, C]`, token sequences `[B, L, D]`. Attribute names are the keys of the
   published weight files.
 """
@@ -22,7 +24,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from dreambooth_jax import tree
+from dreambooth_jax import kernels, tree
 from dreambooth_jax.models import target
 from dreambooth_jax.models.attention import attention as attention
 
@@ -94,9 +96,9 @@ def initial(network: Network, seed: int) -> tree.Flat:
     leaves = {}
     for path, leaf in network.abstract.items():
         name = path.rsplit("/", 1)[-1]
-        if name == "scale":
+        if name in ("scale", "running_var"):
             value = np.ones(leaf.shape)
-        elif name == "bias" or path.endswith(_ZERO_AT_FIRST):
+        elif name in ("bias", "running_mean") or path.endswith(_ZERO_AT_FIRST):
             value = np.zeros(leaf.shape)
         elif name == "kernel":
             value = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
@@ -110,7 +112,7 @@ def initial(network: Network, seed: int) -> tree.Flat:
 
 def _per_channel(values: Array, x: Array) -> Array:
     """`[C]` in the dtype of x, its axis written out: `[1, ..., 1, C]`."""
-    return values.astype(x.dtype).reshape((1,) * (x.ndim - 1) + values.shape)
+    return kernels.per_channel(values.astype(x.dtype), x)
 
 
 def whole(x: Array) -> Array:
@@ -133,21 +135,44 @@ class Linear(nnx.Module):
         self.bias = param(size_out) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        return _linear(x, self.kernel[...], None if self.bias is None else self.bias[...])
+        kernel = self.kernel.get_value()
+        return _linear(x, kernel, None if self.bias is None else self.bias[...])
 
     def halves(self) -> list[Callable[[Array], Array]]:
         """Two layers: with the first half of the outputs, and with the second."""
-        kernels = jnp.split(self.kernel[...], 2, -1)
+        parts = kernels.halves(self.kernel.get_value())
         biases = [None] * 2 if self.bias is None else jnp.split(self.bias[...], 2)
         return [
-            functools.partial(_linear, kernel=k, bias=b)
-            for k, b in zip(kernels, biases, strict=True)
+            functools.partial(_linear, kernel=k, bias=b) for k, b in zip(parts, biases, strict=True)
         ]
 
 
-def _linear(x: Array, kernel: Array, bias: Array | None) -> Array:
-    y = x @ kernel.astype(x.dtype)
+def _linear(x: Array, kernel: Any, bias: Array | None) -> Array:
+    y = multiply(x, kernel)
     return y if bias is None else y + _per_channel(bias, y)
+
+
+def multiply(x: Array, kernel: Any) -> Array:
+    """`x @ kernel` over the last axis, in the dtype of x; the kernel as in `kernels`, or an array.
+
+    `LowRank` stays beside the product, `x@W + (x@down)@up` (Hu et al. 2021, eq. 3); the scales of
+    `Int8` follow it, `(x@q)·s`.
+    """
+    match kernel:
+        case kernels.LowRank():
+            side = x @ kernel.down.astype(x.dtype) @ kernel.scaled_up.astype(x.dtype)
+            return _times(multiply(x, kernel.kernel) + side, kernel.stretch)
+        case kernels.Int8():
+            return _times(x @ kernel.values.astype(x.dtype), kernel.scale)
+        case _:
+            return x @ kernel.astype(x.dtype)
+
+
+def _times(y: Array, factors: Array | None) -> Array:
+    """`y`, each channel times its float32 factor; the product is rounded once."""
+    if factors is None:
+        return y
+    return (y.astype(jnp.float32) * kernels.per_channel(factors, y)).astype(y.dtype)
 
 
 class Conv(nnx.Module):
@@ -172,23 +197,37 @@ class Conv(nnx.Module):
         self.padding = ((width - 1) // 2,) * 2 if padding is None else padding
 
     def __call__(self, x: Array) -> Array:
-        kernel = self.kernel[...].astype(x.dtype)
-        keeps = self.stride == 1 and sum(self.padding) == len(kernel) - 1
-        if keeps and len(kernel) > 1 and _few_positions_on_cpu(x):
-            y = _as_product(x, kernel, self.padding)
-        else:
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=[self.padding] * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+        y = convolve(x, self.kernel.get_value(), stride=self.stride, padding=self.padding)
         return y if self.bias is None else y + _per_channel(self.bias[...], y)
 
 
+def convolve(x: Array, kernel: Any, *, stride: int, padding: tuple[int, int]) -> Array:
+    """Convolution of `[B,H,W,in]` with a kernel `[k,k,in,out]` as in `multiply`.
+
+    `LowRank` is a convolution with `down`, then a 1x1 convolution with `up`, added to the kernel's.
+    """
+    same = functools.partial(convolve, x, stride=stride, padding=padding)
+    match kernel:
+        case kernels.LowRank():
+            side = same(kernel.down) @ kernel.scaled_up.astype(x.dtype)
+            return _times(same(kernel.kernel) + side, kernel.stretch)
+        case kernels.Int8():
+            return _times(same(kernel.values), kernel.scale)
+    kernel = kernel.astype(x.dtype)
+    keeps = stride == 1 and sum(padding) == len(kernel) - 1
+    if keeps and len(kernel) > 1 and _few_positions_on_cpu(x):
+        return _as_product(x, kernel, padding)
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[padding] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
 def _few_positions_on_cpu(x: Array) -> bool:
-    """Where XLA's gradients of a convolution take a CPU up to four times as long as a product."""
+    """Returns True where a CPU's gradients of a convolution take up to 4 times a product's time."""
     alone = target.device()[0] == "cpu" and target.parts() == (1, 1)
     return alone and x.shape[1] * x.shape[2] <= _CPU_POSITIONS
 
@@ -210,7 +249,18 @@ class Embedding(nnx.Module):
         self.embedding = param(rows, size)
 
     def __call__(self, ids: Array) -> Array:
-        return jnp.take(self.embedding[...], ids, axis=0)
+        return look_up(ids, self.embedding.get_value())
+
+
+def look_up(ids: Array, table: Any) -> Array:
+    """Rows of a table, an array or `kernels.NewRows`: int `[...] -> [..., D]`, float32."""
+    if not isinstance(table, kernels.NewRows):
+        return jnp.take(table, ids, axis=0).astype(jnp.float32)
+    own = jnp.asarray(table.ids, ids.dtype).reshape((1,) * ids.ndim + (-1,))
+    same = ids[..., None] == own
+    mine = jnp.take(table.rows, jnp.argmax(same, -1), axis=0)
+    plain = jnp.take(table.table, ids, axis=0)
+    return jnp.where(same.any(-1, keepdims=True), mine, plain.astype(jnp.float32))
 
 
 class GroupNorm(nnx.Module):

@@ -57,7 +57,7 @@ SLICES: dict[str, tuple[Slice, ...]] = {
 
 
 class Nothing(nnx.Module):
-    """Where the weight file counts a layer without parameters: ReLU, pooling, dropout."""
+    """Placeholder for ReLU, pooling or dropout, so that indices match the weight file."""
 
 
 def _numbered(plan: Slice, size_in: int) -> nnx.List[Any]:

@@ -12,10 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dreambooth_jax.models import layers
+from dreambooth_jax.models import layers, read_config
 from dreambooth_jax.models.layers import Array
 
 _GATED = {"gated-gelu": "gelu_new", "gated-silu": "silu"}
+_REMEDY = (
+    "The text encoders of Imagen and IF are of T5 v1.1, which is gated; the first T5, with plain "
+    "'relu', is none of them. Copy the folder text_encoder of the base model again."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,22 +44,10 @@ class T5Config:
         Raises:
           ValueError: a key is missing, or a feed-forward layer is not one of T5 v1.1, gated.
         """
-        names = {field.name: field.default for field in dataclasses.fields(cls)}
-        needed = [key for key, default in names.items() if default is dataclasses.MISSING]
-        missing = [key for key in needed if raw.get(key) is None]
-        if missing:
-            raise ValueError(
-                f"text_encoder/config.json: {', '.join(missing)} missing; is it the file of a T5?"
-            )
-        given = {key: value for key, value in raw.items() if key in names and value is not None}
-        cfg = cls(**given)
-        if cfg.feed_forward_proj not in _GATED:
-            raise ValueError(
-                f"text_encoder/config.json: feed_forward_proj = {cfg.feed_forward_proj!r}; "
-                f"supported: {', '.join(_GATED)} (T5 v1.1; the first T5 with plain 'relu' is not a "
-                "text encoder of Imagen or IF)."
-            )
-        return cfg
+        given, only = read_config.given(cls, raw), {"feed_forward_proj": list(_GATED)}
+        problems = [*read_config.missing(cls, raw), *read_config.other_than(given, only)]
+        read_config.refuse("text_encoder/config.json of a T5", problems, _REMEDY)
+        return cls(**given)
 
 
 def position_buckets(length: int, *, buckets: int, max_distance: int) -> np.ndarray:
@@ -153,14 +145,17 @@ class Stack(nnx.Module):
 
 
 class T5Encoder(nnx.Module):
-    """Token ids and mask, int `[B,L]` -> states `[B,L,D]` in `dtype`; no token sees masked ones."""
+    """Token ids and mask, int `[B,L]` -> states `[B,L,D]` in `dtype`; no token sees masked ones.
+
+    Without a mask padding is read like other tokens: flow models were trained so.
+    """
 
     def __init__(self, cfg: T5Config):
         self.shared = layers.Embedding(cfg.vocab_size, cfg.d_model)
         self.encoder = Stack(cfg)
         self.cfg = cfg
 
-    def __call__(self, ids: Array, mask: Array, *, dtype: Any = jnp.float32) -> Array:
+    def __call__(self, ids: Array, mask: Array | None = None, *, dtype: Any = jnp.float32) -> Array:
         x = self.shared(ids).astype(dtype)
         table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
         where = position_buckets(
@@ -169,7 +164,8 @@ class T5Encoder(nnx.Module):
             max_distance=self.cfg.relative_attention_max_distance,
         )
         bias = jnp.moveaxis(table(where), -1, 0)[None]
-        bias = bias + jnp.where(mask[:, None, None, :] > 0, 0.0, jnp.finfo(jnp.float32).min)
+        if mask is not None:
+            bias = bias + jnp.where(mask[:, None, None, :] > 0, 0.0, jnp.finfo(jnp.float32).min)
         for block in self.encoder.block:
             x = block(x, bias)
         return self.encoder.final_layer_norm(x)

@@ -1,4 +1,4 @@
-"""What a program is traced for: the mesh in context (`sharding.traced_for`), else jax's default.
+"""The devices that a program is traced for: the mesh in context, else jax's default.
 
 The mesh may be of devices that this computer does not have.
 """
@@ -6,6 +6,8 @@ The mesh may be of devices that this computer does not have.
 import math
 
 import jax
+
+from dreambooth_jax import chips
 
 
 def device() -> tuple[str, str]:
@@ -16,7 +18,19 @@ def device() -> tuple[str, str]:
     return jax.default_backend(), jax.devices()[0].device_kind
 
 
+def capability() -> float:
+    """CUDA's compute capability of the devices; 0.0 of others, and where nothing tells."""
+    kind = device()[1]
+    known = chips.CHIPS.get(kind)
+    if known is not None:
+        return known.capability
+    told = (
+        getattr(d, "compute_capability", "") for d in jax.local_devices() if d.device_kind == kind
+    )
+    return float(next(told, "") or 0.0)
+
+
 def parts() -> tuple[int, int]:
-    """How many devices share rows, and how many heads and channels."""
+    """Returns the number of devices that share rows, and that share heads and channels."""
     sizes = jax.sharding.get_abstract_mesh().axis_sizes
     return (math.prod(sizes[:-1]), sizes[-1]) if sizes else (1, 1)

@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreambooth_jax.models import layers
+from dreambooth_jax.models import layers, words
 from dreambooth_jax.models.layers import Array
+from dreambooth_jax.models.words import Attend
 
 
 class Attention(nnx.Module):
-    """What tokens `[B,L,C]` get from `others` `[B,S,D]`, with float32 scores where `upcast`."""
+    """Multi-head attention from `[B,L,C]` to `others` `[B,S,D]`; float32 scores with `upcast`.
+
+    The first `text` of the others are the prompt's tokens (`words.Attend`).
+    """
 
     def __init__(self, channels: int, size_others: int, *, heads: int, upcast: bool):
         if channels % heads:
@@ -26,13 +30,13 @@ class Attention(nnx.Module):
         self.heads = heads
         self.upcast = upcast
 
-    def __call__(self, x: Array, others: Array) -> Array:
+    def __call__(self, x: Array, others: Array, *, attend: Attend, text: int) -> Array:
         b, length, c = x.shape
         q, k, v = self.to_q(x), self.to_k(others), self.to_v(others)
         q, k, v = (y.reshape(b, -1, self.heads, c // self.heads) for y in (q, k, v))
         if self.upcast:
             q, k, v = (y.astype(jnp.float32) for y in (q, k, v))
-        answer = layers.attention(q, k, v).astype(x.dtype)
+        answer = attend(q, k, v, text=text).astype(x.dtype)
         return layers.whole(self.to_out[0](answer.reshape(b, length, c)))
 
 
@@ -50,7 +54,7 @@ class GatedGelu(nnx.Module):
 
 
 class Nothing(nnx.Module):
-    """Where the weight file counts a layer without parameters, its dropout."""
+    """Placeholder for dropout, so that indices match the weight file."""
 
 
 class FeedForward(nnx.Module):
@@ -76,10 +80,10 @@ class Layer(nnx.Module):
         self.norm3 = layers.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def __call__(self, x: Array, text: Array) -> Array:
+    def __call__(self, x: Array, text: Array, *, attend: Attend) -> Array:
         normed = self.norm1(x)
-        x = x + self.attn1(normed, normed)
-        x = x + self.attn2(self.norm2(x), text)
+        x = x + self.attn1(normed, normed, attend=attend, text=0)
+        x = x + self.attn2(self.norm2(x), text, attend=attend, text=text.shape[1])
         return x + self.ff(self.norm3(x))
 
 
@@ -108,9 +112,9 @@ class Transformer(nnx.Module):
             return layers.Linear(channels, channels)
         return layers.Conv(channels, channels, width=1)
 
-    def __call__(self, x: Array, text: Array) -> Array:
+    def __call__(self, x: Array, text: Array, *, attend: Attend = words.plain) -> Array:
         b, h, w, c = x.shape
         tokens = layers.whole(self.proj_in(self.norm(x)).reshape(b, h * w, c))
         for layer in self.transformer_blocks:
-            tokens = layer(tokens, text)
+            tokens = layer(tokens, text, attend=attend)
         return layers.whole(x + self.proj_out(tokens.reshape(x.shape)))

@@ -13,8 +13,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from dreambooth_jax.models import layers, unet_blocks
+from dreambooth_jax.models import layers, read_config, unet_blocks
 from dreambooth_jax.models.layers import Array
+from dreambooth_jax.models.words import Attend
 
 # Keys of config.json that this network does not have, with the only value under which leaving them
 # out is right.
@@ -73,7 +74,6 @@ class UNetConfig:
     only_cross_attention: tuple[bool, ...]
     transformer_layers_per_block: tuple[int, ...]
     cross_attention_dim: int
-    sample_size: int | None = None
     mid_block_type: str = "UNetMidBlock2DCrossAttn"
     mid_block_only_cross_attention: bool = False
     mid_block_scale_factor: float = 1.0
@@ -111,14 +111,11 @@ class UNetConfig:
           ValueError: every key whose value this network cannot honour, in one message; nothing is
             guessed.
         """
-        raw = {key: value for key, value in raw.items() if not key.startswith("_")}
+        # The size of its pictures is no part of a network.
+        left_out = ("_", "sample_size")
+        raw = {key: value for key, value in raw.items() if not key.startswith(left_out)}
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        needed = [
-            key
-            for key, field in fields.items()
-            if field.default is dataclasses.MISSING and key not in _UNIFORM
-        ]
-        problems = [f"{key} is missing" for key in needed if raw.get(key) is None]
+        problems = read_config.missing(cls, raw, but=_UNIFORM)
         for key, value in raw.items():
             if key in _CHOICES and value not in _CHOICES[key]:
                 choices = ", ".join(map(repr, _CHOICES[key]))
@@ -154,9 +151,8 @@ class UNetConfig:
             problems.append(
                 "only_cross_attention is set; supported only with SimpleCrossAttn blocks"
             )
-        if problems:
-            raise ValueError("unet/config.json cannot be honoured:\n  " + "\n  ".join(problems))
-        values = {key: value for key, value in raw.items() if key in fields and value is not None}
+        read_config.refuse("unet/config.json", problems)
+        values = read_config.given(cls, raw)
         levels = len(values["block_out_channels"])
         if isinstance(raw.get("only_cross_attention"), bool):
             values.setdefault("mid_block_only_cross_attention", raw["only_cross_attention"])
@@ -180,7 +176,7 @@ class UNet(nnx.Module):
     """x `[B,H,W,in]`, time steps `[B]`, text `[B,L,D]` -> `[B,H,W,out]`.
 
     An upscaler also needs the noise level of the low-res image, `[B]`; SDXL's the pooled text
-    `[B,P]`, and the sizes `time_ids` `[B,6]` in pixels.
+    `[B,P]`, and the sizes `time_ids` `[B,6]` in pixels. `attend` takes the place of attention.
     """
 
     def __init__(self, cfg: UNetConfig):
@@ -237,7 +233,7 @@ class UNet(nnx.Module):
 
     @staticmethod
     def _added(cfg: UNetConfig, text_size: int) -> Any:
-        """What else enters the conditioning vector: the pooled text, or that and sizes."""
+        """The other summands of the conditioning vector: the pooled text, or that and sizes."""
         if cfg.addition_embed_type == "text":
             heads = cfg.addition_embed_type_num_heads
             return unet_blocks.TextTimeEmbedding(text_size, cfg.time_embed_dim, heads=heads)
@@ -257,10 +253,13 @@ class UNet(nnx.Module):
         pooled: Array | None = None,
         time_ids: Array | None = None,
         remat: str = "none",
+        attend: Attend | None = None,
     ) -> Array:
+        if attend is not None and remat != "none":
+            raise ValueError(f"attend: expected remat 'none', found {remat!r}.")
         cfg = self.cfg
         text = text.astype(x.dtype)  # one float32 input would turn the whole network to float32
-        call = unet_blocks.REMAT[remat]
+        call = unet_blocks.REMAT[remat] if attend is None else unet_blocks.attending(attend)
         time = self.time_embedding(self._sinusoid(t).astype(x.dtype))
         if self.class_embedding is not None:
             if noise_level is None:

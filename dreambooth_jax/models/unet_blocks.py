@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dreambooth_jax.models import layers
+from dreambooth_jax.models import layers, words
 from dreambooth_jax.models.layers import Array
 from dreambooth_jax.models.transformer import Transformer
+from dreambooth_jax.models.words import Attend
 
 
 def upsample_nearest(x: Array) -> Array:
@@ -103,7 +104,7 @@ class AddedKVAttention(nnx.Module):
         self.to_out = nnx.List([layers.Linear(channels, channels)])
         self.heads = channels // head_dim
 
-    def __call__(self, x: Array, text: Array) -> Array:
+    def __call__(self, x: Array, text: Array, *, attend: Attend = words.plain) -> Array:
         b, h, w, c = x.shape
         hidden = self.group_norm(x).reshape(b, h * w, c)
         text = text if self.norm_cross is None else self.norm_cross(text)
@@ -113,7 +114,7 @@ class AddedKVAttention(nnx.Module):
             v = jnp.concatenate([v, self.to_v(hidden)], 1)
         heads = (b, -1, self.heads, c // self.heads)
         q, k, v = (y.reshape(heads) for y in (self.to_q(hidden), k, v))
-        answer = layers.attention(q, k, v).reshape(b, h * w, c)
+        answer = attend(q, k, v, text=text.shape[1]).reshape(b, h * w, c)
         return x + layers.whole(self.to_out[0](answer)).reshape(b, h, w, c)
 
 
@@ -140,7 +141,7 @@ class Upsample(nnx.Module):
 
 
 class Kind(NamedTuple):
-    """What the block types of the model files differ in."""
+    """The properties in which the block types of the model files differ."""
 
     attend: bool  # to the text
     latent: bool  # Stable Diffusion's attention and changes of size, or IF's
@@ -192,7 +193,7 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """As `DownBlock`, with a skip joined to each block's input, and a doubling at the end."""
+    """A `DownBlock` with a skip joined to each block's input, and a doubling at the end."""
 
     def __init__(
         self,
@@ -320,6 +321,16 @@ def _plainly(block: Any, *args: Any) -> Any:
     return block(*args)
 
 
+def attending(attend: Attend) -> Call:
+    """Returns the call of blocks under which `attend` takes the place of their attention."""
+
+    def call(block: Any, *args: Any) -> Any:
+        attends = isinstance(block, Transformer | AddedKVAttention)
+        return block(*args, attend=attend) if attends else block(*args)
+
+    return call
+
+
 def _again(block: Any, *args: Any, policy: Any = None) -> Any:
     """`block(*args)`; of what it computes, the backward pass finds only what `policy` keeps."""
     structure, state = nnx.split(block)
@@ -328,7 +339,7 @@ def _again(block: Any, *args: Any, policy: Any = None) -> Any:
 
 
 def _products(primitive: Any, *args: Any, **params: Any) -> bool:
-    """Of convolutions and linear layers, not of attention, whose products are one per row."""
+    """Remat policy that keeps products of convolutions and linear layers, not of attention."""
     if primitive.name == "conv_general_dilated":
         return True
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)

@@ -11,23 +11,22 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from dreambooth_jax.models import layers
+from dreambooth_jax.models import layers, read_config
 from dreambooth_jax.models.layers import Array
 from dreambooth_jax.models.unet_blocks import upsample_nearest
 
 _EPS = 1e-6
 _LOG_VARIANCE = (-30.0, 20.0)  # as the encoder is read: beyond, its exponential means nothing
-# Keys of config.json that this network does not have, with the only values under which leaving
-# them out is right; None: any value, it is not about the network.
-_INERT: dict[str, tuple[Any, ...] | None] = {
-    "sample_size": None,
-    "force_upcast": None,  # here it always computes in float32
-    "scaling_factor": None,  # of the diffusion
-    "shift_factor": (None, 0.0),
-    "latents_mean": (None,),
-    "latents_std": (None,),
-    "mid_block_add_attention": (True,),
+# Keys of config.json with the only values that this network honours.
+_ONLY: dict[str, list[Any]] = {
+    "latents_mean": [None],
+    "latents_std": [None],
+    "mid_block_add_attention": [True],
+    "act_fn": sorted(layers.ACTIVATIONS),
 }
+_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+# Of the pictures' size, of the diffusion, of a precision that is always float32 here: any value.
+_INERT = ("sample_size", "scaling_factor", "shift_factor", "force_upcast")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,31 +50,22 @@ class VaeConfig:
         Raises:
           ValueError: every key whose value this network cannot honour, in one message.
         """
-        raw = {key: value for key, value in raw.items() if not key.startswith("_")}
-        names = {field.name for field in dataclasses.fields(cls)}
-        problems = []
-        if not raw.get("block_out_channels"):
-            problems.append("block_out_channels is missing")
-        types = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-        for key, value in raw.items():
-            if key in types:
-                if set(value) != {types[key]}:
-                    problems.append(f"{key} = {value!r}; supported: {types[key]!r} alone")
-                elif len(value) != len(raw.get("block_out_channels", value)):
-                    problems.append(f"{key} has not one entry per level")
-            elif key in _INERT:
-                allowed = _INERT[key]
-                if allowed is not None and value not in allowed:
-                    problems.append(f"{key} = {value!r}; supported: {allowed[0]!r}")
-            elif key not in names:
-                problems.append(f"{key} = {value!r}; the key is not known")
-        if raw.get("act_fn", cls.act_fn) not in layers.ACTIVATIONS:
-            known = ", ".join(sorted(layers.ACTIVATIONS))
-            problems.append(f"act_fn = {raw['act_fn']!r}; supported: {known}")
-        if problems:
-            raise ValueError("vae/config.json cannot be honoured:\n  " + "\n  ".join(problems))
-        given = {key: value for key, value in raw.items() if key in names and value is not None}
-        return cls(**given | {"block_out_channels": tuple(raw["block_out_channels"])})
+        channels = raw.get("block_out_channels") or None  # an empty list is none
+        raw = {**raw, "block_out_channels": channels}
+        problems = [
+            *read_config.missing(cls, raw),
+            *read_config.other_than(raw, _ONLY),
+            *read_config.unknown(cls, raw, beside=(*_ONLY, *_TYPES, *_INERT)),
+        ]
+        for key, kind in _TYPES.items():
+            if key not in raw:
+                continue
+            if set(raw[key]) != {kind}:
+                problems.append(f"{key} = {raw[key]!r}; supported: {kind!r} alone")
+            elif channels is not None and len(raw[key]) != len(channels):
+                problems.append(f"{key} has not one entry per level")
+        read_config.refuse("vae/config.json", problems)
+        return cls(**read_config.given(cls, raw) | {"block_out_channels": tuple(channels or ())})
 
 
 def _norm(channels: int, cfg: VaeConfig) -> layers.GroupNorm:
@@ -254,12 +244,17 @@ class Vae(nnx.Module):
         """Pictures `[B,H,W,3]` in [-1, 1] -> mean and standard deviation `[B,h,w,C]`, unscaled."""
         moments = self.encoder(x)
         moments = moments if self.quant_conv is None else self.quant_conv(moments)
-        mean, log_variance = jnp.split(moments, 2, -1)
-        return mean, jnp.exp(0.5 * jnp.clip(log_variance, *_LOG_VARIANCE))
+        return posterior(moments)
 
     def decode(self, z: Array) -> Array:
         """Unscaled latents `[B,h,w,C]` -> pictures `[B,H,W,3]`, in [-1, 1] but for overshoots."""
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+
+
+def posterior(moments: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation `[B,h,w,C]` of what an encoder gives, `[B,h,w,2C]`."""
+    mean, log_variance = jnp.split(moments, 2, -1)
+    return mean, jnp.exp(0.5 * jnp.clip(log_variance, *_LOG_VARIANCE))
 
 
 def build(config: Mapping[str, Any]) -> layers.Network:

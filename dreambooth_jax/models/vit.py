@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from dreambooth_jax.models import layers
+from dreambooth_jax.models import layers, read_config
 from dreambooth_jax.models.layers import Array
 
 
@@ -37,17 +37,10 @@ class VitConfig:
         Raises:
           ValueError: a key is missing, or has a value that this network does not know.
         """
-        fields = {field.name: field.default for field in dataclasses.fields(cls)}
-        needed = [key for key, default in fields.items() if default is dataclasses.MISSING]
-        problems = [f"{key} is missing" for key in needed if raw.get(key) is None]
-        if raw.get("model_type", "vit") != "vit":
-            problems.append(f"model_type = {raw['model_type']!r}; supported: 'vit'")
-        if (act := raw.get("hidden_act", cls.hidden_act)) not in layers.ACTIVATIONS:
-            known = ", ".join(sorted(layers.ACTIVATIONS))
-            problems.append(f"hidden_act = {act!r}; supported: {known}")
-        if problems:
-            raise ValueError("config.json of a vision transformer: " + "; ".join(problems) + ".")
-        return cls(**{key: raw[key] for key in fields if raw.get(key) is not None})
+        only = {"model_type": ["vit"], "hidden_act": sorted(layers.ACTIVATIONS)}
+        problems = [*read_config.missing(cls, raw), *read_config.other_than(raw, only)]
+        read_config.refuse("config.json of a vision transformer", problems)
+        return cls(**read_config.given(cls, raw))
 
 
 class SelfAttention(nnx.Module):

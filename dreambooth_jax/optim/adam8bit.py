@@ -49,7 +49,7 @@ def encode_signed(x: jax.Array) -> Codes:
 
 
 def decode_signed(codes: Codes) -> jax.Array:
-    """What `encode_signed` left, float32."""
+    """Decodes the result of `encode_signed`, float32."""
     root = codes.code.astype(jnp.float32) / 127
     return _unscaled(jnp.sign(root) * jnp.square(root), codes.scale)
 
@@ -64,7 +64,7 @@ def encode_positive(x: jax.Array, seed: jax.Array) -> Codes:
 
 
 def decode_positive(codes: Codes) -> jax.Array:
-    """What `encode_positive` left, float32."""
+    """Decodes the result of `encode_positive`, float32."""
     return _unscaled((codes.code.astype(jnp.float32) / 255) ** 4, codes.scale)
 
 

@@ -16,7 +16,7 @@ SMALLEST = 4096  # numbers; smaller leaves keep float32 moments
 
 
 class Coding(NamedTuple):
-    """How the two float32 moments of a large leaf are kept, as functions of arrays."""
+    """Codec of the two float32 moments of a large leaf, as functions of arrays."""
 
     zeros: Callable[[tuple[int, ...]], tuple[Any, Any]]  # shape -> both
     encode: Callable[[jax.Array, jax.Array, jax.Array], tuple[Any, Any]]  # m, v, seed (uint32)
@@ -54,7 +54,7 @@ def uniform(shape: tuple[int, ...], seed: jax.Array) -> jax.Array:
 def scale_by_adam(
     b1: float, b2: float, eps: float, *, coding: Coding
 ) -> optax.GradientTransformation:
-    """As `optax.scale_by_adam`, for flat dictionaries, with coded moments of large leaves."""
+    """`optax.scale_by_adam` for flat dictionaries, with coded moments of large leaves."""
 
     def init(params: dict[str, jax.Array]) -> AdamState:
         zero = jnp.zeros

@@ -46,7 +46,7 @@ def owner(phases: Phases, path: str) -> int:
 
 
 def active(phases: Phases, flat: Mapping[str, Any], step: jax.Array) -> dict[str, jax.Array]:
-    """Whether each leaf is trained at this optimizer step; without phases all are."""
+    """Returns, for each leaf, whether it is trained at this step; without phases all are."""
     if not phases:
         return dict.fromkeys(flat, jnp.ones((), bool))
     now = [(step >= phase.first) & (step < phase.stop) for phase in phases]

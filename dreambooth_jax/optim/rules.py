@@ -1,7 +1,8 @@
 """Update rules by name, what is put around them, and averages of the weights."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,9 @@ from dreambooth_jax.optim.phases import Phases, owner, phased
 from dreambooth_jax.tree import Flat
 
 
-class OptimSettings(Protocol):
-    """The `optim` block of the configuration."""
+@dataclasses.dataclass(frozen=True)
+class OptimSettings:
+    """An update rule by name, its learning rates and its constants."""
 
     name: str
     learning_rate: float
@@ -97,12 +99,9 @@ def lr_schedule(
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
-def is_text(path: str) -> bool:
-    """Whether a parameter belongs to a text encoder."""
-    return path.startswith("text_encoder")
-
-
-def _slower_text(settings: OptimSettings, phases: Phases) -> list[optax.GradientTransformation]:
+def _slower_text(
+    settings: OptimSettings, phases: Phases, is_text: Callable[[str], bool]
+) -> list[optax.GradientTransformation]:
     """Text encoders at their own learning rate: every rule's update is proportional to it.
 
     Leaves whose phase has a learning rate keep that one.
@@ -123,11 +122,17 @@ def _slower_text(settings: OptimSettings, phases: Phases) -> list[optax.Gradient
 
 
 def make(
-    settings: OptimSettings, *, num_steps: int, phases: Phases = ()
+    settings: OptimSettings,
+    *,
+    num_steps: int,
+    phases: Phases = (),
+    is_text: Callable[[str], bool] = lambda path: False,
 ) -> optax.GradientTransformation:
     """Clipping to a global norm (0 = off), then the update rule, at one or two learning rates.
 
-    With phases its `update` is told the optimizer step, as `step`.
+    Args:
+      phases: with some, `update` takes the optimizer step, as `step`.
+      is_text: tells by its path a leaf that `text_encoder_learning_rate` is for.
     """
     clip = [optax.clip_by_global_norm(settings.grad_clip)] if settings.grad_clip else []
     by_name = OPTIMIZERS[settings.name]
@@ -142,12 +147,12 @@ def make(
         rule: optax.GradientTransformation = phased(phases, rules)
     else:
         rule = by_name(lr_schedule(settings, num_steps=num_steps), settings)
-    parts = [*clip, rule, *_slower_text(settings, phases)]
+    parts = [*clip, rule, *_slower_text(settings, phases, is_text)]
     return parts[0] if len(parts) == 1 else optax.chain(*parts)
 
 
 def keeps_average(name: str, ema_decay: float) -> bool:
-    """Whether a run keeps averaged weights, which then are its result."""
+    """Returns True if a run keeps averaged weights, which then are its result."""
     return ema_decay > 0 or name == "schedule_free_adamw"
 
 
@@ -168,8 +173,8 @@ def average(ema: Flat, new: Flat, step: jax.Array, decay: float, *, phases: Phas
 
     The decay rises as (1 + n) / (10 + n), up to `decay`, which lets the average forget the starting
     point early (as in TensorFlow's ExponentialMovingAverage). With phases n counts from the start
-    of a leaf's own, before which its average stays; after its end it goes on towards the value that
-    the other leaves are trained beside.
+    of a leaf's own, before which its average stays; after its end it continues towards the
+    leaf's last value.
     """
 
     def one(path: str) -> jax.Array:

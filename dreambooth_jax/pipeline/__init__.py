@@ -1,23 +1,34 @@
-"""The parts of one base model, put together: networks, tokenizers and schedules of a stage.
+"""The parts of one base model, put together: a stage of four parts, its folder, the hub.
 
-No weights are held here. A stage is a folder in the diffusers layout, of one of `FAMILIES`.
+No weights are held here. `families` builds a stage from a folder.
 """
 
-from dreambooth_jax.pipeline.families import FAMILIES, Family
-from dreambooth_jax.pipeline.folder import open_stage, read_leaf, read_weights
-from dreambooth_jax.pipeline.hub import locate
-from dreambooth_jax.pipeline.stage import COMPONENTS, TOKENS, Latents, PooledText, Stage
+from dreambooth_jax.pipeline.family import Family, SingleFile
+from dreambooth_jax.pipeline.folder import (
+    ModelFolder,
+    read_leaf,
+    read_weights,
+)
+from dreambooth_jax.pipeline.frame import Frame, Resolution, Size
+from dreambooth_jax.pipeline.hub import cache_folder, locate
+from dreambooth_jax.pipeline.parts import TOKENS, Codec, Conditioner, Denoiser, Encoder
+from dreambooth_jax.pipeline.stage import Stage
 
 __all__ = [
-    "COMPONENTS",
-    "FAMILIES",
     "TOKENS",
+    "Codec",
+    "Conditioner",
+    "Denoiser",
+    "Encoder",
     "Family",
-    "Latents",
-    "PooledText",
+    "Frame",
+    "ModelFolder",
+    "Resolution",
+    "SingleFile",
+    "Size",
     "Stage",
+    "cache_folder",
     "locate",
-    "open_stage",
     "read_leaf",
     "read_weights",
 ]

@@ -1,14 +1,16 @@
-"""Where a model's folder is: in the package, on disk, in a bucket, or on the model hub."""
+"""Finds a model's folder: in the package, on disk, in a bucket, or on the model hub."""
 
 import errno
+import functools
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from dreambooth_jax import files
+from dreambooth_jax import files, untrusted
 
 # What a stage reads, and what its export hands on; no pickles, and no weights of other variants.
 _STEMS = ("diffusion_pytorch_model", "model")
-_REST = ("*.json", "tokenizer*/*", "feature_extractor/*", "scheduler/*")
+_REST = ("*.json", "README.md", "tokenizer*/*", "feature_extractor/*", "scheduler/*")
 # What an encoder reads, which has no folders in its folder.
 _ENCODER = ("*.json", "merges.txt", "model.safetensors", "model-*-of-*.safetensors")
 
@@ -21,6 +23,8 @@ def locate(
     cache_dir: str | None = None,
     offline: bool = False,
     weights: bool = True,
+    parts: Sequence[str] = ("*",),
+    patterns: Sequence[str] = (),
 ) -> Path:
     """The folder of a model: `"embedded"`, a folder, `gs://…`, or a hub's `owner/name[@revision]`.
 
@@ -30,8 +34,10 @@ def locate(
     Args:
       kind: "base" or "upscaler", or "encoder" for one network in the layout of transformers.
       variant: which weights are downloaded: "fp16" for `….fp16.safetensors`, None for plain ones.
-      offline: take what the cache holds and ask nobody; HF_HUB_OFFLINE=1 does the same.
+      offline: use only the local cache, without network access, as HF_HUB_OFFLINE=1 does.
       weights: download weights, too.
+      parts: components whose weights are downloaded.
+      patterns: of the files that are downloaded, instead of those of a whole model.
 
     Raises:
       FileNotFoundError: no such folder, and the hub has or gives none of that name; says why.
@@ -40,13 +46,16 @@ def locate(
     """
     if name == "embedded" and kind != "encoder":
         return Path(str(resources.files("dreambooth_jax") / "assets" / kind))
-    patterns = wanted_files(variant) if weights else [*_REST]
-    patterns = list(_ENCODER) if kind == "encoder" else patterns
+    wanted = wanted_files(variant, parts=parts) if weights else [*_REST]
+    wanted = list(patterns or (_ENCODER if kind == "encoder" else wanted))
     if files.is_remote(name):
-        return _mirrored(name, patterns=patterns, cache_dir=cache_dir, offline=offline)
+        fetch = functools.partial(_mirrored, name, cache_dir=cache_dir, offline=offline)
+        return _with_plain(fetch, wanted, variant if weights and not patterns else None)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if kind != "encoder" and name.lower().endswith((".safetensors", ".ckpt", ".gguf")):
+        raise FileNotFoundError(_single_file(folder))
     repository, _, revision = name.partition("@")
     if repository.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(
@@ -55,30 +64,61 @@ def locate(
             + f"a folder with {'config' if kind == 'encoder' else 'model_index'}.json, or a hub id "
             "'owner/name' or 'owner/name@revision', or gs://BUCKET/FOLDER."
         )
-    return _downloaded(
-        repository, revision or None, patterns=patterns, cache_dir=cache_dir, offline=offline
+    fetch = functools.partial(
+        _downloaded, repository, revision or None, cache_dir=cache_dir, offline=offline
+    )
+    return _with_plain(fetch, wanted, variant if weights and not patterns else None)
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """The folder of what was downloaded or made from it: `cache_dir`, or as HF_HOME says."""
+    from huggingface_hub import constants
+
+    return Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+
+
+def wanted_files(variant: str | None, *, parts: Sequence[str] = ("*",)) -> list[str]:
+    """Patterns of the files to download; a star stands for any part of a path."""
+    middle = f".{variant}" if variant else ""
+    names = [f"{stem}{middle}{end}.safetensors" for stem in _STEMS for end in ("", "-*-of-*")]
+    return [*_REST, *(f"{part}/{name}" for part in parts for name in names)]
+
+
+def _single_file(file: Path) -> str:
+    """Returns the message about a name that is that of one file, and of none that is read."""
+    if file.suffix.lower() == ".safetensors":
+        return f"no file {str(file)!r}. Write the path of the single file, or of a model folder."
+    return (
+        f"{str(file)!r} is a single file of another format than safetensors, which is not read: a "
+        "pickle (.ckpt) can run code when opened. Expected FILE.safetensors, or a model folder in "
+        "the diffusers layout. Convert it once, in Python with PyTorch's diffusers: "
+        f"StableDiffusionPipeline.from_single_file({str(file)!r}).save_pretrained('FOLDER') "
+        "(StableDiffusionXLPipeline for XL), and write FOLDER instead."
     )
 
 
-def wanted_files(variant: str | None) -> list[str]:
-    """Patterns of the files to download; a star stands for any part of a path."""
-    middle = f".{variant}" if variant else ""
-    weights = [f"*/{stem}{middle}{part}.safetensors" for stem in _STEMS for part in ("", "-*-of-*")]
-    return [*_REST, *weights]
+def _with_plain(fetch: Callable[..., Path], patterns: list[str], variant: str | None) -> Path:
+    """The folder that `fetch` fills; components without files of the variant get plain ones."""
+    folder = fetch(patterns=patterns)
+    if not variant:
+        return folder
+    networks = [part for part in sorted(folder.iterdir()) if (part / "config.json").is_file()]
+    bare = [part.name for part in networks if not any(part.glob("*.safetensors"))]
+    if not bare or len(bare) == len(networks):  # of no component: the reader says so
+        return folder
+    return fetch(patterns=[*patterns, *wanted_files(None, parts=bare)])
 
 
 def _mirrored(address: str, *, patterns: list[str], cache_dir: str | None, offline: bool) -> Path:
-    from huggingface_hub import constants
-
-    source = files.at(address)
-    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
-    place = cache / "gs" / address.partition("://")[2].strip("/")
+    source, cache = files.at(address), cache_folder(cache_dir)
+    # Files below it are replaced and removed: the address may not lead out of the cache.
+    place = untrusted.below(cache / "gs", address.partition("://")[2].strip("/"), of=address)
     if not offline:
         files.mirror(source, place, patterns=patterns)
     elif not place.is_dir():
         raise FileNotFoundError(
-            f"{address} is not in {cache}, and nobody is to be asked for it. Write "
-            "--config.hub.offline=False."
+            f"{address} is not in {cache}, and hub.offline=True forbids a download. "
+            "Write --config.hub.offline=False."
         )
     return place
 

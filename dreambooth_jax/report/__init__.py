@@ -4,12 +4,13 @@ Sections are plain values; `build` lays them out in the page of `assets/report.h
 picture inside the file and every text escaped.
 """
 
-from dreambooth_jax.report.page import build
+from dreambooth_jax.report.page import build, is_final, restate
 from dreambooth_jax.report.sections import (
     Comparison,
     Curves,
     Gallery,
     Section,
+    State,
     Table,
     Text,
     series,
@@ -21,9 +22,12 @@ __all__ = [
     "Curves",
     "Gallery",
     "Section",
+    "State",
     "Table",
     "Text",
     "build",
+    "is_final",
+    "restate",
     "series",
     "sheet",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
+from pathlib import Path
 from string import Template
 
 import numpy as np
@@ -18,11 +19,20 @@ from PIL import Image
 
 from dreambooth_jax import files
 from dreambooth_jax.report import plot
-from dreambooth_jax.report.sections import Comparison, Curves, Gallery, Section, Table, Text
+from dreambooth_jax.report.sections import (
+    Comparison,
+    Curves,
+    Gallery,
+    Section,
+    State,
+    Table,
+    Text,
+)
 
 PIXEL_ART = 96  # px, long side; up to here a picture is kept exact and enlarged pixel by pixel
 LONG_SIDES = (1024, 512, 384, 320, 256)  # px, tried in turn until the file is small enough
 JPEG_QUALITY = 90
+MAX_BYTES = 10_000_000
 NUMBER = re.compile(r"[-+−]?\d[\d.,]*(e[-+]?\d+)?(\s?[^\s\d]{1,10})?|nan|[-–]?", re.IGNORECASE)
 
 
@@ -35,15 +45,17 @@ def build(
     sections: Sequence[Section],
     highlight: Sequence[str] = (),
     cover: Sequence[np.ndarray] = (),
-    max_bytes: int = 10_000_000,
+    state: State | None = None,
 ) -> None:
     """Write the report to `path`, whole or not at all; sections with nothing to show are left out.
 
     `facts` are (name, value) headline numbers. `highlight` are words to mark in title, captions and
     prompts, such as the identifier. `cover` are a few uint8 [H,W,3] pictures beside the title.
     Pictures up to `PIXEL_ART` px stay exact (PNG); larger ones are JPEG, reduced in the steps of
-    `LONG_SIDES` while the file is above `max_bytes`. Raises ValueError when the parts of a section
-    do not fit together or a picture is not uint8 [H,W,3].
+    `LONG_SIDES` while the file is above `MAX_BYTES`. `state` None is a finished run's.
+
+    Raises ValueError when the parts of a section do not fit together or a picture is not uint8
+    [H,W,3].
     """
     shown = [section for section in sections if not section.is_empty()]
     for section in shown:
@@ -59,6 +71,8 @@ def build(
         bodies = [drawing.section(n, s) for n, s in zip(names, shown, strict=True)]
         text = _template().substitute(
             title=escape(title),
+            kind=state.name if state else "finished",
+            state=_state(state),
             heading=drawing.marked(title),
             subtitle=drawing.marked(subtitle),
             cover=drawing.cover(cover),
@@ -67,9 +81,39 @@ def build(
             sections="\n".join(bodies),
         )
         page = text.encode("utf-8", "replace")  # a file name may hold bytes that are no text
-        if len(page) <= max_bytes:
+        if len(page) <= MAX_BYTES:
             break
     with files.written(files.at(path)) as part:  # in one move: no reader sees half of it
+        part.write_bytes(page)
+
+
+_KIND = re.compile(rb'<meta name="run-state" content="([a-z]+)">')
+_LINE = re.compile(rb'<p id="state".*?</p>', re.DOTALL)
+
+
+def _state(state: State | None) -> str:
+    if state is None:
+        return '<p id="state" hidden></p>'
+    kind = f'class="state {state.name}" data-written="{state.written:.0f}"'
+    return f'<p id="state" {kind}>{escape(state.line)}</p>'
+
+
+def is_final(path: Path) -> bool:
+    """Returns True where `path` is the page of a finished run; older ones name no state."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        found = _KIND.search(file.read(4096))
+    return found is None or found[1] == b"finished"
+
+
+def restate(path: Path, state: State) -> None:
+    """Changes the state that a page shows, and nothing else of it."""
+    page = path.read_bytes()
+    kind, line = f'<meta name="run-state" content="{state.name}">', _state(state)
+    page = _KIND.sub(lambda _: kind.encode(), page, count=1)
+    page = _LINE.sub(lambda _: line.encode("utf-8", "replace"), page, count=1)
+    with files.written(path) as part:
         part.write_bytes(page)
 
 
@@ -90,15 +134,18 @@ class _Drawing:
             case Curves():
                 body = _curves(section)
             case Table():
-                body = _card(_table(section.header, section.rows), section.collapsed, "table")
+                table = _table(section.header, section.rows)
+                body = f'<div class="card">{table}{_command(section.command)}</div>'
             case Text():
-                body = _card(_text(section), section.collapsed, "text")
+                body = f'<div class="card">{_text(section)}</div>'
+        head = f'<h2 id="{name}--title">{escape(section.title)}</h2>'
         caption = f'<p class="caption">{self.marked(section.caption)}</p>'
-        return (
-            f'<section id="{name}" aria-labelledby="{name}--title">'
-            f'<h2 id="{name}--title">{escape(section.title)}</h2>'
-            f'{caption if section.caption else ""}<div class="body">{body}</div></section>'
-        )
+        inner = f'{caption if section.caption else ""}<div class="body">{body}</div>'
+        if not isinstance(section, Curves) and section.collapsed:
+            inner = f"<details><summary>{head}</summary>{inner}</details>"
+        else:
+            inner = head + inner
+        return f'<section id="{name}" aria-labelledby="{name}--title">{inner}</section>'
 
     def gallery(self, section: Gallery) -> str:
         """Tiles with their labels."""
@@ -115,24 +162,31 @@ class _Drawing:
     def comparison(self, section: Comparison) -> str:
         """A block per prompt, in it a figure per column, in it a picture per seed."""
         blocks = []
-        for prompt, row in zip(section.rows, section.cells, strict=True):
+        photos = section.photos or [()] * len(section.rows)
+        for prompt, row, own in zip(section.rows, section.cells, photos, strict=True):
             figures = []
+            if len(own):
+                shots = "".join(self.image(i, f"photo of {prompt}", "shot") for i in own)
+                words = "<figcaption>photo</figcaption>"
+                figures.append(f'<figure>{words}<div class="shots">{shots}</div></figure>')
             for column, cell in zip(section.columns, row, strict=True):
                 alts = [f"{prompt} ({column}, {n} of {len(cell)})" for n in range(1, len(cell) + 1)]
-                shots = [self.image(i, a, "shot") for i, a in zip(cell, alts, strict=True)]
-                inner = "".join(shots) or '<span class="none">no picture</span>'
+                drawn = [self.image(i, a, "shot") for i, a in zip(cell, alts, strict=True)]
+                inner = "".join(drawn) or '<span class="none">no picture</span>'
                 words = f'<figcaption dir="auto">{escape(column)}</figcaption>'
-                figures.append(f'<figure>{words}<div class="shots">{inner}</div></figure>')
+                shown = f'{words}<div class="shots">{inner}</div>'
+                figures.append(f'<figure class="column">{shown}</figure>')
             words = f'<h3 dir="auto">{self.marked(prompt)}</h3>'
             cells = f'<div class="cells">{"".join(figures)}</div>'
             blocks.append(f'<div class="prompt card">{words}{cells}</div>')
-        columns = len(section.columns)
+        columns = len(section.columns) + any(len(own) for own in photos)
         across = math.ceil(columns / math.ceil(columns / 6))  # at most 6 side by side
         seeds = max(len(cell) for row in section.cells for cell in row)
         square, line = math.ceil(math.sqrt(seeds)), min(seeds, 4)
         wide, narrow = (line if columns <= 2 else square), (line if columns > 3 else square)
         style = f"--cols:{across};--wide:{wide};--narrow:{narrow}"
         kind = "prompts many" if columns > 3 else "prompts"
+        kind += " film" if section.slider and len(section.columns) > 1 else ""
         return f'<div class="{kind}" style="{style}">{"".join(blocks)}</div>'
 
     def cover(self, images: Sequence[np.ndarray]) -> str:
@@ -215,10 +269,8 @@ def _curves(section: Curves) -> str:
     )
 
 
-def _card(inner: str, collapsed: bool, what: str) -> str:
-    if collapsed:
-        return f'<details class="card"><summary>Show the {what}</summary>{inner}</details>'
-    return f'<div class="card">{inner}</div>'
+def _command(line: str) -> str:
+    return f'<pre class="text command" tabindex="0">{escape(line)}</pre>' if line else ""
 
 
 def _text(section: Text) -> str:
@@ -246,4 +298,5 @@ def _table(
         body.append(f'<tr><th scope="row">{key}{escape(first)}</th>{"".join(cells)}</tr>')
     kind = ' class="legend"' if keys else ""
     head = f"<thead><tr>{''.join(heads)}</tr></thead>" if heads else ""
-    return f'<div class="scroll"><table{kind}>{head}<tbody>{"".join(body)}</tbody></table></div>'
+    table = f"<table{kind}>{head}<tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="scroll" tabindex="0">{table}</div>'

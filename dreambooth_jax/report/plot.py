@@ -55,7 +55,7 @@ class Axis:
         return cls(low, high, length, up=up, log=log)
 
     def place(self, value: np.ndarray | float) -> np.ndarray:
-        """Where a value lies, in units from the left or, for `up`, from the top."""
+        """Position of a value, in units from the left or, for `up`, from the top."""
         value = np.asarray(value, np.float64)
         low, high = self.low, self.high
         if self.log:
@@ -133,7 +133,7 @@ def _in_order(points: Sequence[tuple[float, float]], *, log: bool) -> tuple[np.n
 
 
 def _half(y: np.ndarray) -> int:
-    """How many points to either side a line is smoothed over: a twentieth of it in all, or none."""
+    """Points to either side that a line is smoothed over: a twentieth of it in all, or none."""
     return len(y) // 40
 
 

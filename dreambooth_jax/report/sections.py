@@ -1,4 +1,4 @@
-"""What a report can show: plain values that know when they are empty and when they do not fit."""
+"""The sections of a report: plain values that know when they are empty or do not fit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side: uint8 [H,W,3], with one label each or none at all."""
+    """Pictures side by side: uint8 [H,W,3], with one label each or none at all.
+
+    `collapsed`, here and below, shows the section's heading alone until it is clicked.
+    """
 
     title: str
     caption: str
     images: Sequence[np.ndarray]
     labels: Sequence[str] = ()
+    collapsed: bool = False
 
     def is_empty(self) -> bool:
         """Say whether there is no picture."""
@@ -38,6 +42,8 @@ class Comparison:
     """Pictures by prompt and state: `cells[row][column]` lists uint8 [H,W,3], one per seed.
 
     `rows` are the prompts, `columns` the states ("before", "after" or "step 0", "step 100", …).
+    `photos` are pictures beside each row, what its prompt is to show. `slider` shows one column at
+    a time, chosen by a slider, where the page has scripts.
     """
 
     title: str
@@ -45,6 +51,9 @@ class Comparison:
     rows: Sequence[str]
     columns: Sequence[str]
     cells: Sequence[Sequence[Sequence[np.ndarray]]]
+    photos: Sequence[Sequence[np.ndarray]] = ()
+    slider: bool = False
+    collapsed: bool = False
 
     def is_empty(self) -> bool:
         """Say whether there is no picture."""
@@ -59,6 +68,11 @@ class Comparison:
                 f"report section {self.title!r}: {len(self.rows)} prompts and "
                 f"{len(self.columns)} columns need cells of lengths {expected}, found {found}; "
                 "give an empty list where there is no picture"
+            )
+        if len(self.photos) not in (0, len(self.rows)):
+            raise ValueError(
+                f"report section {self.title!r}: {len(self.rows)} prompts but photos for "
+                f"{len(self.photos)}; give an empty list where there are none"
             )
 
 
@@ -94,13 +108,14 @@ class Curves:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, the first cell naming its row; `collapsed` shows them only when asked."""
+    """Rows of cells, the first cell naming its row; `command` is a line to copy below them."""
 
     title: str
     caption: str
     rows: Sequence[Sequence[str]]
     header: Sequence[str] = ()
     collapsed: bool = False
+    command: str = ""
 
     def is_empty(self) -> bool:
         """Say whether there is no row."""
@@ -132,6 +147,18 @@ class Text:
 
     def check(self) -> None:
         """Any text will do."""
+
+
+@dataclass(frozen=True)
+class State:
+    """State of the run that a page is about: "running", "stopped", "failed" or "finished".
+
+    line: a sentence about it. written: seconds since 1970.
+    """
+
+    name: str
+    line: str
+    written: float
 
 
 Section = Gallery | Comparison | Curves | Table | Text

@@ -149,7 +149,7 @@ def find(
     id_range: tuple[int, int] | None = None,
     embeddings: np.ndarray | None = None,
 ) -> list[Candidate]:
-    """At most `count` identifiers, best first: fewer tokens, then the weaker prior.
+    """Finds at most `count` identifiers, best first: fewer tokens, then the weaker prior.
 
     Tokens of at most three characters are drawn uniformly and without replacement from `id_range`
     (both ends included; None: `default_range`); two and three tokens only where one is not enough.
@@ -191,7 +191,7 @@ def find(
 
 
 def check(tokenizer: Tokenizer, identifier: str, class_noun: str) -> list[str]:
-    """What speaks against a user's own identifier, one sentence each; an empty list is good news.
+    """Returns the objections to a user's own identifier, one sentence each; often none.
 
     Raises ValueError when caption cleaning would delete it or the tokenizer has no pieces for it.
     """
@@ -268,12 +268,12 @@ def as_table(candidates: Sequence[Candidate]) -> str:
 
 
 def meaning(text: str) -> str | None:
-    """What a short lower-case word means already ("a unit or a number"); None: nothing known."""
+    """Returns the meaning of a short lower-case word ("a unit or a number"), None if unknown."""
     return _MEANING_OF.get(text)
 
 
 def comes_back(tokenizer: Tokenizer, text: str, ids: tuple[int, ...], class_noun: str) -> bool:
-    """Whether `text` is exactly `ids`, and nothing around it changes, in prompts with the noun."""
+    """Returns True if `text` is exactly `ids` in prompts with the noun, and changes no other."""
     noun = tokenizer.ids(class_noun)
     for prompt in PROMPTS:
         before = tokenizer.ids(prompt.split("{}")[0])
@@ -283,7 +283,7 @@ def comes_back(tokenizer: Tokenizer, text: str, ids: tuple[int, ...], class_noun
 
 
 def _suits(text: str, class_noun: str) -> bool:
-    """Whether a text is a safe word without a meaning of its own; needs no tokenizer."""
+    """Returns True for a safe word without a meaning of its own; needs no tokenizer."""
     return (
         re.fullmatch("[a-z]{2,}", text) is not None  # upper case would be lost in prompts
         and text != AUTO

@@ -5,7 +5,9 @@ loss_fn → train_step (pure) → compiled (jit with shardings, the state donate
 
 from dreambooth_jax.train.held_out import HeldOutLoss
 from dreambooth_jax.train.loop import (
+    Hooks,
     Interrupted,
+    Log,
     NonFiniteError,
     Pace,
     fit,
@@ -31,7 +33,9 @@ __all__ = [
     "Batch",
     "Compiled",
     "HeldOutLoss",
+    "Hooks",
     "Interrupted",
+    "Log",
     "NonFiniteError",
     "Pace",
     "Profile",

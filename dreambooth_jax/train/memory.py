@@ -1,4 +1,4 @@
-"""How much memory a step will take on each device, before it is compiled."""
+"""Estimate of the memory of a step on each device, before it is compiled."""
 
 import dataclasses
 import functools
@@ -62,7 +62,7 @@ def estimate(
     recipe: Recipe,
     adapter: Adapter,
 ) -> Estimate:
-    """What the step of `run` takes; `frozen` and `batch` by shape or as they are."""
+    """Estimates the memory of the step of `run`; `frozen` and `batch` by shape or as they are."""
     parameters = per_device(run.state.trainable)
     placed = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=place),

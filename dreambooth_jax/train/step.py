@@ -20,8 +20,9 @@ from flax import struct
 from jax.sharding import Mesh
 
 from dreambooth_jax import optim, rng, sharding, tree
-from dreambooth_jax.adapt import Adapter
+from dreambooth_jax.adapt import Adapter, lora
 from dreambooth_jax.diffusion import loss, process, variance
+from dreambooth_jax.diffusion.path import MODEL_DENSITY, Density
 from dreambooth_jax.pipeline import TOKENS, Stage
 
 Array = jax.Array
@@ -45,12 +46,13 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What shapes a step and never changes in a run.
+    """The settings of a step that never change in a run.
 
     `aug_levels` are the first and last level of the noise on the low-res input, as time steps,
-    `time_steps` those that x0 is noised to. With `prior_by_prediction` a class row's target is what
-    the untouched model says (`frozen["before"]`), not its picture. `phases` tell which leaves are
-    trained when; the optimizer knows the same ones. `learned_variance` adds the variational bound.
+    `time_steps` those that x0 is noised to, with `density` on a flow. With `prior_by_prediction` a
+    class row's target is what the untouched model says (`frozen["before"]`), not its picture.
+    `phases` tell which leaves are trained when; the optimizer knows the same ones.
+    `learned_variance` adds the variational bound.
     `remat` is one of `models.unet_blocks.REMAT`.
     """
 
@@ -62,6 +64,7 @@ class Recipe:
     dtype: Any = jnp.float32
     aug_levels: tuple[int, int] = (0, 0)
     time_steps: tuple[int, int] = (0, 999)
+    density: Density = MODEL_DENSITY
     offset_noise: float = 0.0
     prior_by_prediction: bool = False
     phases: tuple[optim.Phase, ...] = ()
@@ -81,21 +84,19 @@ def draw(stage: Stage, recipe: Recipe, batch: Batch, step: Array) -> dict[str, A
 
     if "std" in batch:  # a latent is drawn anew each time, as its encoder means it
         x0 = x0 + batch["std"] * jax.random.normal(key("latent"), x0.shape)
-    first, last = recipe.time_steps
-    stop = min(last + 1, stage.schedule.num_steps)
     noise = jax.random.normal(key("noise"), x0.shape)
     if recipe.offset_noise:  # lets the mean brightness change
         channels = (x0.shape[0], 1, 1, x0.shape[-1])
         shared = jax.random.normal(key("offset_noise"), channels)
         noise = noise + recipe.offset_noise * jnp.broadcast_to(shared, x0.shape)
-    drawn = {
-        "x0": x0,
-        "t": jax.random.randint(key("t"), x0.shape[:1], first, stop),
-        "noise": noise,
-    }
+    path, count = stage.path.at(*x0.shape[1:3]), x0.shape[:1]
+    t = path.draw(key("t"), count, steps=recipe.time_steps, density=recipe.density)
+    drawn = {"x0": x0, "t": t, "noise": noise}
     if "low_res" in batch:
-        first, last = recipe.aug_levels
-        level = jax.random.randint(key("noise_level"), x0.shape[:1], first, last + 1)
+        assert stage.noising is not None
+        level = stage.noising.draw(
+            key("noise_level"), count, steps=recipe.aug_levels, density=MODEL_DENSITY
+        )
         noise = jax.random.normal(key("low_res"), x0.shape)
         drawn["noise_level"] = level
         drawn["condition"] = stage.condition(batch["low_res"], noise, level)
@@ -120,31 +121,34 @@ def loss_fn(
     adapter: Adapter,
 ) -> tuple[Array, dict[str, Array]]:
     """Denoising loss on subject rows plus λ times that on class rows (Ruiz et al. 2022, eq. 2)."""
-    params = adapter.combine(frozen["weights"], trainable)
+    # A distilled model is trained with its assistant beside it, and draws without.
+    base = lora.beside(frozen["weights"], frozen.get("assistant", {}))
+    params = adapter.combine(base, trainable)
     if tokens := {name: rows[name] for name in TOKENS if name in rows}:
         table = stage.encode_text(params, tokens, dtype=recipe.dtype)
     else:
         table = jax.tree.map(lambda x: x.astype(recipe.dtype), frozen["table"])
-    xt = process.add_noise(stage.schedule, rows["x0"], rows["noise"], rows["t"])
+    xt = process.add_noise(stage.path, rows["x0"], rows["noise"], rows["t"])
+    told = stage.path.told(rows["t"])
     extra = {name: rows[name] for name in ("condition", "noise_level", "sizes") if name in rows}
 
     def predict(params: tree.Flat, table: Any, at: Array, remat: str) -> Array:
         text = jax.tree.map(lambda x: x[at], table)
-        return stage.predict(params, xt, rows["t"], text, **extra, remat=remat)
+        return stage.predict(params, xt, told, text, **extra, remat=remat)
 
     at = rows["token_row"] if "token_row" in rows else rows["prompt"]
     output = predict(params, table, at, recipe.remat)
     target = said = None
     if recipe.prior_by_prediction:
         before = jax.tree.map(lambda x: x.astype(recipe.dtype), frozen["table"])
-        untouched = {**frozen["weights"], **frozen.get("before", {})}
+        untouched = {**base, **frozen.get("before", {})}
         said = predict(untouched, before, rows["prompt"], "none")
         said = jax.lax.stop_gradient(said)
-        plain = process.target(stage.schedule, rows["x0"], rows["noise"], rows["t"])
+        plain = process.target(stage.path, rows["x0"], rows["noise"], rows["t"])
         is_prior = rows["is_prior"][:, None, None, None]
         target = jnp.where(is_prior, said[..., : xt.shape[-1]], plain)
     per_example = loss.denoising(
-        stage.schedule,
+        stage.path,
         output,
         x0=rows["x0"],
         noise=rows["noise"],
@@ -155,7 +159,7 @@ def loss_fn(
     )
     if recipe.learned_variance:
         per_example += variance.bound(
-            stage.schedule,
+            stage.path,
             output,
             x0=rows["x0"],
             xt=xt,
@@ -304,8 +308,9 @@ def compiled(
     abstract = jax.eval_shape(init, dict(trainable))
     states = sharding.like_parameters(abstract, by_path, trainable, mesh)
     frozen_shardings: dict[str, Any] = {"weights": place(frozen["weights"])}
-    if "before" in frozen:
-        frozen_shardings["before"] = place(frozen["before"])
+    for name in ("before", "assistant"):
+        if name in frozen:
+            frozen_shardings[name] = place(frozen[name])
     if "table" in frozen:
         frozen_shardings["table"] = jax.tree.map(lambda _: whole, frozen["table"])
     # Gradients go where their parameters are.

@@ -1,0 +1,1 @@
+"""Modes of the command line, one file each, and their table."""

@@ -1,0 +1,1 @@
+"""Parts of a run: base model, subjects, class images, drawing, working directory."""

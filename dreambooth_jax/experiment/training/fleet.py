@@ -1,0 +1,180 @@
+"""Trains one stage of many subjects in one program, each into checkpoints of its own."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from dreambooth_jax import checkpoint, optim, sharding, train, tree
+from dreambooth_jax.config import Plan, StageSettings
+from dreambooth_jax.data.class_images import ClassImages
+from dreambooth_jax.data.subject import Subject
+from dreambooth_jax.experiment.parts.drawing import Painter
+from dreambooth_jax.experiment.parts.model import Model, as_tuned
+from dreambooth_jax.experiment.parts.workdir import Workdir
+from dreambooth_jax.experiment.training import fine_tune, program, rows
+from dreambooth_jax.progress import progress
+from dreambooth_jax.signals import GracefulStop
+from dreambooth_jax.train import fleet
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """All that the training of one subject starts from; as in a run of its own."""
+
+    name: str
+    plan: Plan
+    workdir: Workdir
+    model: Model
+    cast: Sequence[Subject]
+    classes: Sequence[ClassImages]
+    painter: Painter
+
+
+@dataclasses.dataclass
+class _Learner:
+    """One subject's stage: state, batches, what is frozen for it alone, and its checkpoints."""
+
+    member: Member
+    own: StageSettings
+    weights: Mapping[str, Any]
+    beside: Mapping[str, Any]
+    batch_at: Callable[[int], Mapping[str, Any]]
+    checkpoints: checkpoint.Checkpoints
+    state: train.TrainState
+    step: int
+    program: tuple[
+        Any, Any, Any, Any
+    ]  # what `fleet.compiled` takes: stage, recipe, adapter, optimizer
+
+
+def train_stage(
+    kind: str, members: Sequence[Member], stop: GracefulStop, *, at_once: int
+) -> dict[str, str]:
+    """Trains stage `kind` of every member to its last step; returns why some could not be.
+
+    Those that stopped at another step of an earlier start are trained in rounds of their own.
+
+    Raises:
+      Interrupted: a signal came, and all of the round are saved.
+    """
+    learners = [_learner(kind, member) for member in members]
+    left = [each for each in learners if each.step < each.own.train.num_steps]
+    failed: dict[str, str] = {}
+    for step in sorted({each.step for each in left}):
+        group = [each for each in left if each.step == step]
+        for chosen in fleet.rounds(len(group), at_once=at_once):
+            failed |= _train([group[k] for k in chosen], stop)
+    for each in learners:
+        each.checkpoints.close()
+    return failed
+
+
+def _learner(kind: str, member: Member) -> _Learner:
+    plan, model = member.plan, member.model
+    own = plan.stages[kind]
+    stage = as_tuned(plan, model.stages[kind])
+    adapter = program.adapter_of(plan, stage)
+    text = member.painter.texts(model.weights)[kind]
+    trainable, frozen, recipe = program.start(own, stage, model.weights[kind], text, adapter)
+    made = rows.batches(own, model, member.cast, member.classes, text=text)
+    batch_at, _ = fine_tune.batches_with_tokens(own, stage, made, text, member.painter.identifiers)
+    tx = optim.make(
+        own.optim, num_steps=own.train.num_steps, phases=recipe.phases, is_text=stage.is_text
+    )
+    checkpoints, kept = fine_tune.storage(
+        own, plan, model, member.cast, member.classes, member.workdir
+    )
+    kept.close()
+    host = {path: np.asarray(leaf) for path, leaf in trainable.items()}
+    state = fleet.first_state(host, recipe, tx)
+    restored = checkpoints.restore(state)
+    step = 0 if restored is None else restored[1]
+    return _Learner(
+        member,
+        own,
+        weights=frozen["weights"],
+        beside={name: part for name, part in frozen.items() if name != "weights"},
+        batch_at=batch_at,
+        checkpoints=checkpoints,
+        state=state if restored is None else restored[0],
+        step=step,
+        program=(stage, recipe, adapter, tx),
+    )
+
+
+def _train(group: Sequence[_Learner], stop: GracefulStop) -> dict[str, str]:
+    """One round: the subjects of `group`, which all are at the same step."""
+    first = group[0]
+    pace, kind = first.own.train, first.own.kind
+    mesh = fleet.mesh_of(first.member.model.mesh.devices.flat[:].tolist(), subjects=len(group))
+    logging.info(
+        "%s: %d subjects in one program on %d device(s), %d leaves and %s parameters of each: %s.",
+        kind,
+        len(group),
+        mesh.size,
+        len(first.state.trainable),
+        f"{tree.count(first.state.trainable):,}",
+        ", ".join(each.member.name for each in group),
+    )
+    step = fleet.compiled(*first.program, mesh=mesh)
+    states = fleet.stacked([each.state for each in group], mesh)
+    weights = jax.device_put(first.weights, sharding.replicated(mesh))
+    beside = fleet.stacked([each.beside for each in group], mesh)
+    pending: list[Any] = []
+    with progress(pace.num_steps, f"{kind} × {len(group)}", "step", initial=first.step) as update:
+        for done in range(first.step + 1, pace.num_steps + 1):
+            batch = fleet.stacked([each.batch_at(done - 1) for each in group], mesh)
+            states, metrics = step(states, weights, beside, batch)
+            pending.append(metrics)
+            last = done == pace.num_steps
+            asked = stop.agreed()
+            if last or asked or done % pace.log_every == 0:
+                loss = _write(group, pending, done)
+                update(len(pending), loss)
+                pending = []
+            if last or asked or done % pace.checkpoint_every == 0:
+                _save(group, states, done)
+            if asked:
+                raise train.Interrupted(
+                    f"{asked} received: {len(group)} subjects are saved at step {done}. Run the "
+                    "same command to resume.",
+                    exit_code=stop.exit_code,
+                )
+    bad = np.asarray(states.bad_steps)
+    return {
+        each.member.name: f"{kind}: the last {int(count)} steps had a loss that is not finite. Use "
+        "a lower optim.learning_rate."
+        for each, count in zip(group, bad, strict=True)
+        if count > pace.max_bad_steps
+    }
+
+
+def _write(group: Sequence[_Learner], pending: Sequence[Any], done: int) -> float:
+    """Writes the mean of each subject's metrics since the last line; returns the mean loss."""
+    kind = group[0].own.kind
+    values = {name: np.stack([np.asarray(m[name]) for m in pending]) for name in pending[0]}
+    for k, each in enumerate(group):
+        good = values["bad_steps"][:, k] == 0
+        good = good if good.any() else ~good
+        means = {
+            f"{kind}/{name}": float(x[good, k].mean())
+            for name, x in values.items()
+            if name != "bad_steps"
+        }
+        each.member.workdir.writer.write_scalars(done, means)
+        each.member.workdir.writer.flush()
+    return float(values["loss"][-1].mean())
+
+
+def _save(group: Sequence[_Learner], states: Any, done: int) -> None:
+    """Saves each subject's state into its own checkpoints; not amid steps that are not finite."""
+    bad = np.asarray(states.bad_steps)
+    for k, each in enumerate(group):
+        if not bad[k]:
+            each.checkpoints.save(done, fleet.of_subject(states, k))
+    for each in group:
+        each.checkpoints.wait()

@@ -1,0 +1,122 @@
+"""LoRA files of others, read as factors of a stage's kernels: PEFT's keys, and kohya's."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dreambooth_jax import untrusted, weights
+from dreambooth_jax.adapt import lora
+from dreambooth_jax.pipeline.family import Slot
+from dreambooth_jax.pipeline.stage import Stage
+from dreambooth_jax.tree import Flat
+
+_DOWN, _UP, _ALPHA = "down", "up", "alpha"
+_END = re.compile(
+    r"(?P<module>.+?)\.(?:(?P<down>lora_A|lora_down)|(?P<up>lora_B|lora_up)|(?P<alpha>alpha))"
+    r"(?:\.default)?(?:\.weight)?"
+)
+_ORIGINAL = "diffusion_model."  # ComfyUI's and ai-toolkit's, before the keys that kohya's joins
+_EXPECTED = (
+    "Expected the factors of linear and convolution kernels, `transformer.<layer>.lora_A.weight` "
+    "and `.lora_B.weight` (PEFT) or `lora_unet_<layer>.lora_down.weight` and `.lora_up.weight` "
+    "(kohya)."
+)
+
+
+def read(stage: Stage, file: str | Path) -> Flat:
+    """Returns factors of the denoiser's kernels by path, as `adapt.lora.beside` takes them.
+
+    The scale α / r is in the second factor. Of a kernel that the file keeps in one with others,
+    columns of the first factor that do not change it are left out.
+
+    Raises:
+      FileNotFoundError, FileError: the file is missing or no safetensors file.
+      ValueError: it has keys that are no factors of this denoiser's kernels, or of other shapes.
+    """
+    file = Path(file)
+    modules = _modules(weights.read_tensors(file), file)
+    component, named = stage.denoiser.component, stage.family.kohya(stage)
+    found: Flat = {}
+    used = set()
+    for path, leaf in stage.denoiser.network.abstract.items():
+        if not path.endswith("/kernel") or len(leaf.shape) not in (2, 4):
+            continue
+        whole = f"{component}/{path}"
+        own = weights.key_of(whole).removesuffix(".weight")
+        slot = Slot(own)
+        if own not in modules:
+            place = named(whole)
+            slot = Slot(place) if isinstance(place, str) else place
+        if slot.name in modules:
+            used.add(slot.name)
+            down, up = _factors(modules[slot.name], slot, f"{file}: {slot.name}")
+            shape = (*down.shape[:-1], up.shape[-1])
+            if shape != tuple(leaf.shape):
+                raise ValueError(
+                    f"{file}: {slot.name} has factors of a kernel {shape}, and {whole} is "
+                    f"{tuple(leaf.shape)}: the file belongs to another model."
+                )
+            if down.shape[-1]:
+                found |= {f"{whole}/{lora.DOWN}": down, f"{whole}/{lora.UP}": up}
+    left = sorted(modules.keys() - used)
+    if left or not used:
+        told = f"{len(left)} of its layers ({', '.join(left[:3])} …)" if left else "nothing in it"
+        raise ValueError(
+            f"{file}: {told} belongs to the {component} of {stage.folder}. {_EXPECTED}"
+        )
+    return found
+
+
+def _modules(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Factors and α of each module, by kohya's name or PEFT's."""
+    modules: dict[str, dict[str, np.ndarray]] = {}
+    for key, tensor in tensors.items():
+        parts = _END.fullmatch(key)
+        if parts is None:
+            raise ValueError(f"{file}: {key!r} is no factor of LoRA. {_EXPECTED}")
+        name = parts["module"]
+        if name.startswith(_ORIGINAL):
+            name = f"lora_unet_{name.removeprefix(_ORIGINAL).replace('.', '_')}"
+        kind = next(kind for kind in (_DOWN, _UP, _ALPHA) if parts[kind])
+        modules.setdefault(name, {})[kind] = tensor.astype(np.float32)
+    return modules
+
+
+def _factors(
+    module: Mapping[str, np.ndarray], slot: Slot, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Down `[…,in,r]` and up `[r,out]` of one kernel, α / r in the latter.
+
+    Raises:
+      FileError: a factor is missing, or they do not fit each other.
+    """
+    down, up = module.get(_DOWN), module.get(_UP)
+    fits = down is not None and up is not None and down.ndim in (2, 4) and up.ndim == down.ndim
+    if down is None or up is None or not fits or up.shape[1] != len(down) or len(up) % slot.parts:
+        shapes = {kind: tensor.shape for kind, tensor in module.items()}
+        raise untrusted.FileError(
+            f"{what} has {shapes}; expected two factors, [r,in] and [out,r]. {untrusted.AGAIN}"
+        )
+    scale = np.float32(module[_ALPHA].item() / len(down)) if _ALPHA in module else np.float32(1)
+    down, up = own_part(slot, down, up)
+    down = weights.turned("/kernel", down, to_file=False)
+    return np.ascontiguousarray(down), np.ascontiguousarray(scale * up.T)
+
+
+def own_part(slot: Slot, down: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factors `[r,in(,h,w)]` and `[out,r]` of one kernel out of those of a file's kernel.
+
+    Of a kernel that is one of several, columns that are zero for it are left out of its rank.
+    """
+    up = own_rows(slot, up.reshape(len(up), -1))
+    used = np.any(up != 0, 0) if slot.parts > 1 else np.ones(len(down), bool)
+    return down[used], up[:, used]
+
+
+def own_rows(slot: Slot, x: np.ndarray) -> np.ndarray:
+    """The outputs of one kernel among those, `[out,…]`, of a file's kernel."""
+    size = len(x) // slot.parts
+    own = x[slot.part * size : (slot.part + slot.span) * size]
+    return np.roll(own, len(own) // 2, 0) if slot.swapped else own

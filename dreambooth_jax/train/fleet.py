@@ -1,0 +1,93 @@
+"""One train step of many subjects: the base once, small leaves and optimizer state of each.
+
+The pure step of one subject under `jax.vmap`. Subjects are split over the mesh's `data` axis, so a
+device has the state of its own subjects alone. All draw the same random numbers, those of a run of
+their own, since these are a function of (seed, step, name).
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dreambooth_jax import optim, sharding
+from dreambooth_jax.adapt import Adapter
+from dreambooth_jax.pipeline import Stage
+from dreambooth_jax.train.step import Recipe, TrainState, initial_state, train_step
+
+
+def mesh_of(devices: Sequence[Any], *, subjects: int) -> Mesh:
+    """A mesh whose `data` axis has as many devices as divide the subjects evenly."""
+    count = max(n for n in range(1, len(devices) + 1) if subjects % n == 0)
+    return sharding.make_mesh(data=count, fsdp=1, tensor=1, devices=devices[:count])
+
+
+def rounds(count: int, *, at_once: int) -> list[list[int]]:
+    """The numbers 0 … count - 1 in rounds of at most `at_once`, all of nearly one size."""
+    turns = -(-count // at_once)
+    return [list(part) for part in np.array_split(np.arange(count), turns)] if count else []
+
+
+def stacked(trees: Sequence[Any], mesh: Mesh) -> Any:
+    """Trees of arrays `[…]` as one of `[subjects, …]`, split over `data`.
+
+    Arrays that have another number of rows are filled up with their first row: tables of texts.
+    """
+
+    def stack(*leaves: Any) -> Any:
+        arrays = [np.asarray(leaf) for leaf in leaves]
+        most = max((len(x) for x in arrays if x.ndim), default=0)
+        filled = [
+            np.concatenate([x, np.repeat(x[:1], most - len(x), 0)]) if x.ndim else x for x in arrays
+        ]
+        return sharding.put(np.stack(filled), NamedSharding(mesh, P("data")))
+
+    return jax.tree.map(stack, *trees)
+
+
+def of_subject(tree: Any, number: int) -> Any:
+    """One subject's part of a stacked tree, as jax arrays on the first device."""
+    return jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x[number])), tree)
+
+
+def first_state(
+    trainable: Mapping[str, Any], recipe: Recipe, tx: optax.GradientTransformation
+) -> TrainState:
+    """The state of one subject before its first step."""
+    own = jax.eval_shape(lambda flat: optim.evaluated(tx.init(flat), flat), dict(trainable))
+    init = functools.partial(initial_state, tx=tx, ema=recipe.ema_decay > 0 or own is not None)
+    return jax.jit(init)(dict(trainable))
+
+
+def compiled(
+    stage: Stage,
+    recipe: Recipe,
+    adapter: Adapter,
+    tx: optax.GradientTransformation,
+    *,
+    mesh: Mesh,
+) -> Any:
+    """The jitted step: (states, frozen weights, own frozen parts, batches) -> (states, metrics).
+
+    All but the frozen weights are `stacked`; states are donated.
+    """
+    one = functools.partial(train_step, stage=stage, recipe=recipe, adapter=adapter, tx=tx)
+
+    def step(states: Any, weights: Any, own: Any, batches: Any) -> Any:
+        def each(state: Any, own: Any, batch: Any) -> Any:
+            return one(state, {"weights": weights, **own}, batch)
+
+        return jax.vmap(each)(states, own, batches)
+
+    split, whole = NamedSharding(mesh, P("data")), sharding.replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(split, whole, split, split),
+        out_shardings=(split, split),
+        donate_argnums=0,
+    )

@@ -1,0 +1,152 @@
+"""Edits that follow their sources, against PyTorch's UNets in which attention maps are changed.
+
+Tiny random Stable Diffusion 1, XL and DeepFloyd IF; every kind of edit is an argument of one
+program.
+"""
+
+from typing import Any
+
+import cascades
+import jax
+import numpy as np
+import pytest
+
+from dreambooth_jax import families, pipeline, tree
+from dreambooth_jax.families import sdxl
+from dreambooth_jax.models import words
+from dreambooth_jax.models.words import Swap
+from dreambooth_jax.text import alignment
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")
+diffusers = pytest.importorskip("diffusers", reason="compares with diffusers: extra `parity`")
+import latents  # noqa: E402 (only with torch)
+
+TOKENS, LEVEL = 77, 501.0
+WIDTHS = {"sd1": 32, "sdxl": 72, "if": 32}
+
+
+class Maps:
+    """Attention of diffusers' modules by maps; those of row 2 follow those of row 0."""
+
+    def __init__(self, swap: Swap):
+        self.words = torch.from_numpy(np.asarray(swap.words[0]))
+        self.own = torch.from_numpy(np.asarray(swap.own[0]))
+        self.shared = bool(swap.shared[0])
+
+    def changed(self, maps: Any, text: int) -> Any:
+        source, edit = maps[0], maps[2]
+        made = source if self.shared else edit
+        if text:
+            columns = source[..., :text] @ self.words + edit[..., :text] * self.own
+            made = torch.cat([columns, made[..., text:]], -1)
+        return torch.stack([maps[0], maps[1], made, maps[3]])
+
+    def answer(self, attn: Any, q: Any, k: Any, v: Any, text: int) -> Any:
+        def by_head(x: Any) -> Any:
+            return x.reshape(len(x), -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
+
+        q, k, v = map(by_head, (q, k, v))
+        maps = torch.softmax(q @ k.transpose(-1, -2) * attn.scale, -1)
+        found = self.changed(maps, text) @ v
+        return attn.to_out[0](found.transpose(1, 2).flatten(2))
+
+    def __call__(
+        self, attn: Any, hidden: Any, encoder_hidden_states: Any = None, **how: Any
+    ) -> Any:
+        if attn.add_k_proj is not None:
+            return self.hybrid(attn, hidden, encoder_hidden_states)
+        others = hidden if encoder_hidden_states is None else encoder_hidden_states
+        text = 0 if encoder_hidden_states is None else others.shape[1]
+        return self.answer(attn, attn.to_q(hidden), attn.to_k(others), attn.to_v(others), text)
+
+    def hybrid(self, attn: Any, picture: Any, text: Any) -> Any:
+        if attn.norm_cross:
+            text = attn.norm_encoder_hidden_states(text)
+        hidden = attn.group_norm(picture.flatten(2)).transpose(1, 2)
+        k, v = attn.add_k_proj(text), attn.add_v_proj(text)
+        k = torch.cat([k, attn.to_k(hidden)], 1)
+        v = torch.cat([v, attn.to_v(hidden)], 1)
+        made = self.answer(attn, attn.to_q(hidden), k, v, text.shape[1])
+        return picture + made.transpose(1, 2).reshape(picture.shape)
+
+
+def edits() -> dict[str, Swap]:
+    """Every kind of edit: words replaced, added, weighted; attention among positions or not."""
+    start, end, a, dog, cat, snow, big = range(7)
+    same = alignment.aligned([start, a, dog, end], [start, a, dog, end], length=TOKENS)
+    replaced = alignment.aligned([start, a, dog, end], [start, a, cat, end], length=TOKENS)
+    longer = alignment.aligned([start, a, dog, end], [start, a, big, cat, end], length=TOKENS)
+    added = alignment.aligned([start, a, dog, end], [start, a, dog, snow, end], length=TOKENS)
+    weights = np.ones(TOKENS, np.float32)
+    weights[2], weights[3] = 0.5, 3.0
+
+    def of(found: alignment.Alignment, shared: bool, by: np.ndarray | float = 1.0) -> Swap:
+        return Swap(found.words[None] * by, found.own[None] * by, np.array([shared]))
+
+    return {
+        "replace": of(replaced, False),
+        "replace by more": of(longer, True),
+        "refine": of(added, True),
+        "re-weight": of(same, False, weights),
+        "refine and re-weight": of(added, False, weights),
+        "off": Swap(
+            np.zeros_like(same.words[None]), np.ones((1, TOKENS), np.float32), np.array([False])
+        ),
+    }
+
+
+@pytest.fixture(scope="module", params=list(WIDTHS))
+def both(request, tmp_path_factory):
+    """Our jitted network of a swap, and theirs of a swap, on the same input of one pair."""
+    root, name = tmp_path_factory.mktemp("models"), request.param
+    if name == "if":
+        # One level, and heads of which there are two.
+        unet = {
+            "block_out_channels": [16],
+            "down_block_types": ["SimpleCrossAttnDownBlock2D"],
+            "up_block_types": ["SimpleCrossAttnUpBlock2D"],
+            "attention_head_dim": 8,
+        }
+        folder = cascades.make(root / name, "base", unet=unet)
+    else:
+        folder = latents.make(root / name, name)
+    stage = families.open_stage(str(folder), kind="base")
+    params = tree.split(pipeline.read_weights(stage), stage.is_denoiser)[0]
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, *stage.sample_shape)).astype(np.float32)
+    states = rng.normal(size=(4, TOKENS, WIDTHS[name])).astype(np.float32)
+    pooled = rng.normal(size=(4, 24)).astype(np.float32)
+    cond = sdxl.PooledText(states, pooled) if name == "sdxl" else states
+    t = np.full(4, LEVEL, np.float32)
+
+    @jax.jit
+    def ours(swap: Swap) -> jax.Array:
+        return stage.predict(params, x, t, cond, attend=words.swapped(swap, every=2))
+
+    network = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet").to(torch.float32)
+    added = {}
+    if name == "sdxl":
+        sizes = torch.tensor([[16, 16, 0, 0, 16, 16]] * 4)
+        added = {"added_cond_kwargs": {"text_embeds": torch.from_numpy(pooled), "time_ids": sizes}}
+
+    def theirs(swap: Swap) -> np.ndarray:
+        network.set_attn_processor(Maps(swap))
+        inputs = torch.from_numpy(x).movedim(-1, 1), torch.tensor(LEVEL), torch.from_numpy(states)
+        with torch.no_grad():
+            return network(*inputs, **added)[0].movedim(1, -1).numpy()
+
+    return ours, theirs
+
+
+def test_every_kind_of_edit_is_that_of_changed_maps(both):
+    ours, theirs = both
+    off = None
+    for kind, swap in reversed(edits().items()):
+        found, expected = np.asarray(ours(swap)), theirs(swap)
+        off = expected if kind == "off" else off
+        error = np.abs(found - expected).max() / np.abs(expected).max()
+        print(f"{kind}: {error:.1e}")
+        assert error <= 1e-5, kind
+        if kind != "off":  # the edit differs from what it is alone, the other rows do not
+            assert np.abs(expected[2] - off[2]).max() > 1e-3
+            np.testing.assert_allclose(expected[[0, 1, 3]], off[[0, 1, 3]], atol=1e-5)

@@ -1,0 +1,96 @@
+"""Bytes that compiled programs move, against those that their shapes give."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+import targets
+
+from dreambooth_jax import precompile, sharding
+from dreambooth_jax.precompile import traffic
+
+N = 2**20  # numbers, 4 MiB
+
+
+def of(function, *shapes, device, dtype=jnp.float32):
+    """Bytes moved by a program for a device, by its text."""
+    mesh = targets.mesh_of(device)
+    on = partial(jax.ShapeDtypeStruct, dtype=dtype, sharding=sharding.replicated(mesh))
+    compiled = jax.jit(function).lower(*(on(shape) for shape in shapes)).compile()
+    return traffic.moved(compiled.as_text())
+
+
+def turned(x):
+    """Seven turns, each of which reads and writes all."""
+    return jax.lax.fori_loop(0, 7, lambda i, x: jnp.sin(x), x)
+
+
+def summed(x):
+    """Reads row after row; the sum stays small."""
+    return jax.lax.scan(lambda total, row: (total + jnp.sin(row).sum(), None), 0.0, x)[0]
+
+
+def grown(x):
+    """Writes row after row into one array."""
+    return jax.lax.scan(lambda row, _: (jnp.sin(row), row), x, None, 64)[1]
+
+
+@pytest.mark.parametrize("device", ["h100", "rtx4090"])
+@pytest.mark.parametrize(
+    ("function", "shapes", "numbers"),
+    [
+        (jnp.sin, [(N,)], 2 * N),
+        (lambda x, y: jnp.cos(jnp.sin(x) + y), [(N,), (N,)], 3 * N),  # one kernel
+        (turned, [(N,)], 7 * 2 * N),
+        (summed, [(64, N // 64)], 3 * N),  # a row, and its sine written and read again
+        (grown, [(N // 64,)], 5 * N),  # zeros first; a row is copied in, its sine made
+        (lambda x: x[1024:2048] * 2, [(N,)], 2 * 1024),
+        (jnp.matmul, [(1024, 1024), (1024, 1024)], 3 * N),
+    ],
+)
+def test_numbers_read_and_written(function, shapes, numbers, device):
+    found = of(function, *shapes, device=device) / 4
+    assert numbers <= found <= 1.15 * numbers + 512  # counters; copies of rows
+
+
+def test_attention_reads_and_writes_no_scores():
+    shape = (2, 4096, 8, 64)
+
+    def attend(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+    found = of(attend, shape, shape, shape, device="h100", dtype=jnp.bfloat16)
+    assert found == 4 * 2 * 4096 * 8 * 64 * 2
+
+
+def test_a_program_of_hand_written_text():
+    text = """HloModule step
+
+%inside (p: f32[8,100], i: s32[], u: f32[1,100]) -> f32[8,100] {
+  %p = f32[8,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %u = f32[1,100]{1,0} parameter(2)
+  %z = s32[] constant(0)
+  ROOT %d = f32[8,100]{1,0} dynamic-update-slice(%p, %u, %i, %z)
+}
+
+ENTRY %main (a: f32[8,100], b: s32[], c: f32[1,100]) -> f32[8,100] {
+  %a = f32[8,100]{1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %c = f32[1,100]{1,0} parameter(2)
+  %room = (bf16[10]{0}, u8[4096]{0}) custom-call(%c), custom_call_target="x"
+  ROOT %f = f32[8,100]{1,0} fusion(%a, %b, %c), kind=kLoop, calls=%inside
+}
+"""
+    in_place = 400 + 4 + 400  # written; the index and the new row are read
+    assert traffic.moved(text) == in_place + 400 + 20
+
+
+def test_forecasts_of_gpus_have_bytes_too():
+    mesh = targets.mesh_of("a100-40gb")
+    x = jax.ShapeDtypeStruct((1024, 512), jnp.float32, sharding=sharding.rows(mesh))
+    found = precompile.forecast("2x", jax.jit(lambda x: 2 * x), x, devices=list(mesh.devices.flat))
+    assert found.device == "A100"
+    assert (found.fits, found.arguments, found.moved) == (True, 1024 * 512 * 4, 1024 * 512 * 8)
+    assert found.least_seconds == pytest.approx(1024 * 512 * 8 / 1555e9)

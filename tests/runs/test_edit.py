@@ -1,0 +1,229 @@
+"""--mode=edit as a whole: files, bits outside the mask, what is drawn again and what never is."""
+
+import json
+from pathlib import Path
+
+import commands
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax import config as configs
+from dreambooth_jax.experiment.modes.edit import edit
+from dreambooth_jax.experiment.modes.sample import sample
+
+RNG = np.random.default_rng(0)
+PROMPTS = ("a {subject} on a bench", "a {class_noun}")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Two photos of 48 × 36 and 40 × 40 pixels with their masks."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name, size in (("garden", (36, 48)), ("street", (40, 40))):
+        Image.fromarray(RNG.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{name}.png")
+        mask = np.zeros(size, np.uint8)
+        mask[12:24, 20:30] = 255
+        Image.fromarray(mask).save(folder / f"{name}.mask.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    return commands.cascade(tmp_path_factory)
+
+
+def settings(stages, photos: Path, **changed):
+    own = {"images": str(photos), "prompts": PROMPTS, "num_images": 2, "grow": 2, "feather": 1}
+    own |= changed
+    return commands.config(
+        stages, sample__batch_size=4, **{f"edit__{key}": value for key, value in own.items()}
+    )
+
+
+def read(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def made(stages, photos, tmp_path_factory):
+    """The folder of the edits of both photos, and the workdir."""
+    workdir = tmp_path_factory.mktemp("run")
+    return commands.here(edit, settings(stages, photos), workdir), workdir
+
+
+def test_outside_its_mask_a_photo_stays_as_it_is(made, photos):
+    folder, workdir = made
+    assert folder.parent == workdir / "edits" and folder.name.startswith("untouched-")
+    for name in ("garden", "street"):
+        photo, inside = read(photos / f"{name}.png"), read(folder / f"{name}.mask.png")[..., 0] > 0
+        expected = np.zeros(photo.shape[:2], bool)
+        expected[10:26, 18:32] = True  # grown by 2
+        np.testing.assert_array_equal(inside, expected)
+        np.testing.assert_array_equal(read(folder / f"{name}.source.png"), photo)
+        edits = [read(folder / f"{name}_{p:02d}_{k:02d}.png") for p in range(2) for k in range(2)]
+        for picture in edits:
+            np.testing.assert_array_equal(picture[~inside], photo[~inside])
+            assert (picture[inside] != photo[inside]).any(-1).mean() > 0.9
+        for k, other in enumerate(edits):  # each prompt and seed makes another picture
+            assert all((other != before).any() for before in edits[:k])
+
+
+def test_files_tell_what_they_are(made):
+    folder, _ = made
+    with Image.open(folder / "garden_01_00.png") as image:
+        about = json.loads(image.info["dreambooth_jax"])
+    assert (about["prompt"], about["photo"]) == ("a bird", "garden.png")
+    assert about["edit"]["strength"] == 1.0 and about["window"]["height"] == 32
+    listed = json.loads((folder / "edits.json").read_text())
+    assert [one["largest_difference_outside"] for one in listed["photos"]] == [0, 0]
+    assert len(listed["photos"][0]["edits"]) == 4
+    page = (folder / "report.html").read_text()
+    assert "garden" in page and "Largest difference outside the mask: 0" in page
+    assert read(folder / "grid.png").std() > 0
+
+
+def test_the_same_command_draws_nothing_again_and_what_is_missing_is_drawn(made, stages, photos):
+    folder, workdir = made
+    before = {file.name: file.read_bytes() for file in folder.glob("*_0?_0?.png")}
+    stamp = (folder / "street_00_01.png").stat().st_mtime_ns
+    (folder / "garden_00_01.png").unlink()
+    assert commands.here(edit, settings(stages, photos), workdir) == folder
+    assert {file.name: file.read_bytes() for file in folder.glob("*_0?_0?.png")} == before
+    assert (folder / "street_00_01.png").stat().st_mtime_ns == stamp
+
+
+def test_a_whole_photo_at_strength_1_is_what_the_prompt_alone_draws(stages, photos, tmp_path):
+    whole = settings(stages, photos / "garden.png", masks="none", strength=1.0, num_images=1)
+    drawn = commands.here(edit, whole, tmp_path)
+    plain = commands.config(stages, sample__batch_size=4, sample__prompts=PROMPTS)
+    expected = commands.here(sample, plain, tmp_path)
+    for p in range(2):
+        np.testing.assert_array_equal(
+            read(drawn / f"garden_{p:02d}_00.png"), read(expected / f"{p:02d}_00.png")
+        )
+
+
+def test_less_strength_keeps_more_of_the_photo(stages, photos, tmp_path):
+    smooth = np.tile(np.linspace(0, 255, 16).astype(np.uint8)[:, None, None], (1, 16, 3))
+    Image.fromarray(smooth).save(tmp_path / "smooth.png")
+    distances = []
+    for strength in (0.5, 1.0):  # 1 and 2 of the 2 steps
+        c = settings(stages, tmp_path / "smooth.png", masks="none", strength=strength)
+        folder = commands.here(edit, c, tmp_path / "run")
+        picture = read(folder / "smooth_00_00.png").astype(float)
+        distances.append(np.abs(picture - smooth).mean())
+    assert distances[0] < 0.8 * distances[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"strength": 0.1}, "of the 2 steps of the base stage that is none"),
+        ({"strength": 1.5}, r"edit.strength = 1.5: expected a number in \(0, 1\]"),
+        ({"prompts": ()}, "edit.prompts = .*: expected at least one prompt"),
+        ({"prompts": ("a {thing}",)}, "edit.prompts = 'a {thing}'"),
+        ({"masks": "painted"}, "expected one of 'none', 'files', 'alpha'"),
+        ({"images": "nowhere.jpg"}, "no such file or folder"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_read(
+    stages, photos, tmp_path, monkeypatch, changed, message
+):
+    def never(*given, **how):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("dreambooth_jax.experiment.parts.loading.load", never)
+    with pytest.raises(configs.ConfigError, match=message):
+        edit(settings(stages, photos, **changed), tmp_path)
+
+
+def test_prompts_without_the_subject_are_told(stages, photos, tmp_path, monkeypatch, caplog):
+    def ended(*given, **how):
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("dreambooth_jax.experiment.parts.loading.load", ended)
+    with pytest.raises(ValueError, match="far enough"):
+        edit(settings(stages, photos), tmp_path)
+    assert "'a {class_noun}' does not name the subject. Write {subject}" in caplog.text
+
+
+# Edits beside their sources, by the base alone.
+
+
+def paired(stages, **changed):
+    own = {"num_images": 1, "strength": None, "masks": "none"} | changed
+    return commands.config(
+        {"base": stages["base"]},
+        upscaler_model="",
+        stages=("base",),
+        sample__batch_size=4,
+        **{f"edit__{key}": value for key, value in own.items()},
+    )
+
+
+def test_a_drawn_scene_and_its_edit(stages, tmp_path):
+    """The same prompt changes no bit; another changes the picture, not the scene's own file."""
+    prompts = ("a {class_noun} in the snow", "a {subject} in the snow")
+    c = paired(
+        stages,
+        method="prompt_to_prompt",
+        source_prompt="a {class_noun} in the snow",
+        prompts=prompts,
+        num_images=2,
+    )
+    folder = commands.here(edit, c, tmp_path)
+    for k in range(2):
+        scene = read(folder / f"scene_{k:02d}.source.png")
+        np.testing.assert_array_equal(read(folder / f"scene_{k:02d}_00_{k:02d}.png"), scene)
+        assert (read(folder / f"scene_{k:02d}_01_{k:02d}.png") != scene).any()
+    assert (read(folder / "scene_00.source.png") != read(folder / "scene_01.source.png")).any()
+    assert json.loads((folder / "edits.json").read_text())["edit"]["cross_steps"] == 0.8
+
+
+def test_a_photo_inverted_with_its_own_prompt_is_the_photo(stages, photos, tmp_path):
+    pixels = RNG.integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "small.png")
+    c = paired(
+        stages,
+        images=str(tmp_path / "small.png"),
+        method="inversion",
+        strength=0.5,
+        source_prompt="a {class_noun}",
+        prompts=("a {class_noun}", "a {subject}"),
+    )
+    folder = commands.here(edit, c, tmp_path / "run")
+    np.testing.assert_array_equal(read(folder / "small_00_00.png"), pixels)
+    assert (read(folder / "small_01_00.png") != pixels).any()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"method": "prompt_to_prompt", "images": "a.png"}, "expected '' with edit.method"),
+        ({"method": "prompt_to_prompt", "strength": 0.5}, "there is nothing to start from"),
+        ({"soft": True}, "edit.soft = True: expected a mask"),
+        ({"cross_steps": 1.5}, r"edit.cross_steps = 1.5: expected a number in \[0, 1\]"),
+        ({"words": ("snow",)}, "expected pairs of a word and a factor"),
+    ],
+)
+def test_settings_that_do_not_go_together(stages, tmp_path, changed, message):
+    with pytest.raises(configs.ConfigError, match=message):
+        edit(paired(stages, **changed), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prompts": ("two {class_noun}s",), "source_prompt": "an owl"}, "share no token"),
+        ({"words": (("rain", 2.0),)}, "does not have 'rain'; it has a"),
+        ({"prompts": ("a {subject} " + "very " * 80,)}, "tokens long; 77 are read"),
+    ],
+)
+def test_prompts_that_cannot_follow_their_source(stages, tmp_path, monkeypatch, changed, message):
+    def never(*given, **how):
+        raise AssertionError("a prompt was encoded")
+
+    monkeypatch.setattr("dreambooth_jax.generate.encode", never)
+    with pytest.raises(configs.ConfigError, match=message):
+        edit(paired(stages, method="prompt_to_prompt", **changed), tmp_path)

@@ -1,0 +1,66 @@
+"""Automatic masks of networks that are formulas: where a word shows and where prompts differ."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreambooth_jax import regions, sharding
+from dreambooth_jax.diffusion import schedule
+
+SIZE = 8
+MARK = np.zeros((SIZE, SIZE), bool)
+MARK[2:5, 3:7] = True
+COLUMNS = np.array([0, 1, 0, 0, 0], np.float32)
+
+
+class Formula:
+    """A stage that reads a prompt's number as noise in a place, and asks a word's key there."""
+
+    denoiser = SimpleNamespace(attends=True)
+    family = SimpleNamespace(guidance="classifier_free", name="formula")
+    conditioner = SimpleNamespace(empty=lambda table: table[:1])
+    path = schedule.from_config({"clip_sample": False, "prediction_type": "epsilon"})
+    channels, drawing, folder = 2, ("unet/",), "formula"
+
+    def predict(self, params, xt, t, text, *, attend=None):
+        if attend is not None:
+            marks = jnp.asarray(MARK.reshape(1, -1, 1, 1), jnp.float32)
+            q = 9 * jnp.broadcast_to(marks, (len(xt), SIZE * SIZE, 1, 1))  # to the second token
+            k = jnp.asarray([0.0, 1.0, 0.0, 0.0, 0.0])[None, :, None, None]
+            k = jnp.broadcast_to(k, (len(xt), 5, 1, 1))
+            attend(q, k, k, text=5)
+        place = jnp.asarray(MARK, jnp.float32)[None, :, :, None]
+        return xt + text[:, :1, None, None] * place
+
+
+def found(kind: str, devices: int = 1, **how) -> np.ndarray:
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    finder = regions.Finder(Formula(), kind, num_steps=4, mesh=mesh)
+    known = np.random.default_rng(0).normal(size=(SIZE, SIZE, 2)).astype(np.float32)
+    table = jnp.asarray([[0.0], [0.5], [-0.25]])  # the empty prompt, the edit, the source
+    prompts = {"word": {"prompt": 2}, "difference": {"prompt": 1, "source": 2}}[kind]
+    return finder.mask({}, table, known, prompts, seeds=range(8), **how)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_place_in_which_prompts_differ(devices):
+    np.testing.assert_array_equal(found("difference", devices), MARK)
+
+
+def test_the_place_that_shows_a_word():
+    np.testing.assert_array_equal(found("word", columns=COLUMNS), MARK)
+
+
+def test_thresholds():
+    """30 % of the largest heat; half of three times the mean, where differences are cut off."""
+    heat = np.array([[1.0, 0.31], [0.29, 0.0]])
+    np.testing.assert_array_equal(regions.marked(heat, "word"), [[True, True], [False, False]])
+    difference = np.array([[12.0, 0.0, 0.0, 0.0], [1.4, 1.6, 0.5, 0.5]])  # mean 2
+    expected = [[True, False, False, False], [False] * 4]
+    np.testing.assert_array_equal(regions.marked(difference, "difference"), expected)
+    np.testing.assert_array_equal(
+        regions.marked(np.array([[4.0, 3.1, 0.9, 0.0]]), "difference"), [[True, True, False, False]]
+    )
