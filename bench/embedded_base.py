@@ -19,9 +19,11 @@ CACHE is the folder of `tools/make_embedded_base.py`; the features of real compo
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import runpy
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -30,11 +32,13 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))  # scripts, not a package
 
+import effects
 from composites import Composites
-from material import Material, prepare
-from nouns import NOUNS, PLACES, noun_phrase
+from material import RENDERING, Material, prepare
+from nouns import NOUNS, PLACES, Wording
 
-from dreambooth_jax import config, generate, pipeline, rng, sharding, tree
+from dreambooth_jax import config, families, generate, pipeline, rng, sharding, tree
+from dreambooth_jax.data import images
 from dreambooth_jax.evaluate import encoder
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "imagen_like.py"
@@ -51,42 +55,53 @@ def pairs_in_turn(count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Real:
-    """Real composites of every noun in every place, and their features, each computed once."""
+    """Real composites of every noun with each of `words`, and their features, computed once.
+
+    words: the words beside the noun, as `Wording` takes them; by default every place.
+    """
 
     composites: Composites
     encode: encoder.Encoder
     folder: Path
     size: int
+    words: Sequence[Mapping[str, str]]
 
     @classmethod
-    def of(cls, material: Material, encode: encoder.Encoder, *, cache: Path, size: int) -> "Real":
+    def of(
+        cls,
+        material: Material,
+        encode: encoder.Encoder,
+        *,
+        cache: Path,
+        size: int,
+        words: Sequence[Mapping[str, str]] = tuple({"place": place} for place in PLACES),
+    ) -> "Real":
         digest = hashlib.sha256(encoder.weight_file().read_bytes())
         for part in (material.cutouts, material.views):
             digest.update(np.ascontiguousarray(part).tobytes())
-        digest.update(repr((SEED, material.nouns, list(NOUNS), list(PLACES))).encode())
+        digest.update(Path(effects.__file__).read_bytes())
+        digest.update(repr((SEED, RENDERING, material.nouns, list(NOUNS), list(words))).encode())
         folder = cache / "judge" / f"{size}px-{digest.hexdigest()[:16]}"
-        return cls(Composites(material, size=size), encode, folder, size)
+        return cls(Composites(material, size=size), encode, folder, size, words)
 
     def pictures(self, draw: int) -> np.ndarray:
-        """uint8 `[nouns × places, S, S, 3]`: one scene of each pair, others for each `draw`."""
-        return np.stack(
-            [
-                self.composites.composite(
-                    noun, place, np.random.default_rng((SEED, draw, a, b)), size=self.size
-                )
-                for a, noun in enumerate(NOUNS)
-                for b, place in enumerate(PLACES)
-            ]
-        )
+        """uint8 `[nouns × words, S, S, 3]`: one scene of each pair, others for each `draw`."""
+
+        def picture(a: int, noun: str, b: int, words: Mapping[str, str]) -> np.ndarray:
+            random = np.random.default_rng((SEED, draw, a, b))
+            return self.composites.picture(Wording(noun, **words), random, size=self.size)
+
+        pairs = itertools.product(enumerate(NOUNS), enumerate(self.words))
+        return np.stack([picture(*noun, *words) for noun, words in pairs])
 
     def features(self, draw: int) -> np.ndarray:
-        """float32 `[nouns, places, D]` of `pictures(draw)`, from the folder when they lie there."""
+        """float32 `[nouns, words, D]` of `pictures(draw)`, from the folder when they lie there."""
         file = self.folder / f"{draw}.npy"
         if not file.is_file():
             found = self.encode(self.pictures(draw), label=f"real composites {draw + 1}")[0]
             self.folder.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(".tmp.npy")
-            np.save(part, found.reshape(len(NOUNS), len(PLACES), -1))
+            np.save(part, found.reshape(len(NOUNS), len(self.words), -1))
             part.replace(file)
         return np.load(file)
 
@@ -129,23 +144,22 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def draw(args: argparse.Namespace, pairs: np.ndarray) -> tuple[np.ndarray, str]:
-    """Pictures of the last stage uint8 `[N,S,S,3]`, and what drew them in words.
+def draw(args: argparse.Namespace, prompts: Sequence[str]) -> tuple[np.ndarray, str]:
+    """Pictures of the last stage uint8 `[N,S,S,3]`, and the settings that drew them.
 
     The settings are those of `configs/imagen_like.py` where no flag says otherwise.
     """
     chosen = runpy.run_path(str(CONFIG))["get_config"]()
     kinds = ("base",) if args.base_only else ("base", "upscaler")
-    nouns, places = list(NOUNS), list(PLACES)
-    prompts = [f"{noun_phrase(nouns[a])} {places[b]}" for a, b in pairs]
-    seeds = [int(rng.generator(args.seed, "bench", i).integers(2**32)) for i in range(len(pairs))]
+    count = len(prompts)
+    seeds = [int(rng.generator(args.seed, "bench", i).integers(2**32)) for i in range(count)]
     mesh = sharding.make_mesh()
     samplers, texts, weights, about = [], [], [], []
     for kind in kinds:
         name = "embedded" if args.model == "embedded" else str(Path(args.model) / kind)
-        stage = pipeline.open_stage(name, kind=kind)
+        stage = families.open_stage(name, kind=kind)
         flat = pipeline.read_weights(stage)
-        usual, upscaler = config.for_stage(chosen, kind), kind == "upscaler"
+        usual, upscaler = config.resolve(chosen).stages[kind], kind == "upscaler"
         steps = args.upscaler_steps if upscaler else args.steps
         guidance = args.upscaler_guidance if upscaler else args.guidance
         level = usual.upscaler.sample_aug_level if args.noise_level is None else args.noise_level
@@ -160,7 +174,8 @@ def draw(args: argparse.Namespace, pairs: np.ndarray) -> tuple[np.ndarray, str]:
         weights.append({p: sharding.put(x, sharding.replicated(mesh)) for p, x in flat.items()})
         level = f", noise level {settings.noise_level}" if upscaler else ""
         about.append(
-            f"{kind} {stage.size}², {tree.count(flat) / 1e6:.1f} M parameters: {settings.name}, "
+            f"{kind} {images.told(stage.size)}, {tree.count(flat) / 1e6:.1f} M parameters: "
+            f"{settings.name}, "
             f"{settings.num_steps} steps, guidance {settings.guidance_scale:g}{level}"
         )
     whole = sharding.whole_rows(args.batch_size, mesh)
@@ -227,9 +242,10 @@ def grid(pictures: np.ndarray, pairs: np.ndarray, ranks: np.ndarray, *, side: in
     return page
 
 
-def main() -> None:
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The flags of the commands that judge the embedded base."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cache", type=Path, help="folder of the material")
     parser.add_argument("--model", default="embedded", help="'embedded', or a folder with base/")
@@ -246,6 +262,11 @@ def main() -> None:
     parser.add_argument("--noise_level", type=int, help="on the low-res side of the upscaler")
     parser.add_argument("--batch_size", type=int, default=16, help="pictures drawn at a time")
     parser.add_argument("--sheet", type=Path, help="picture file for all that was drawn")
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__)
     args = parser.parse_args()
     if not 1 <= args.pairs <= len(NOUNS) * len(PLACES):
         parser.error(f"--pairs {args.pairs}: expected 1 to {len(NOUNS) * len(PLACES)}")
@@ -254,7 +275,9 @@ def main() -> None:
     encode = encoder.Encoder()
     pairs = np.tile(pairs_in_turn(args.pairs), (args.images, 1))
     start = time.perf_counter()
-    pictures, about = draw(args, pairs)
+    nouns, places = list(NOUNS), list(PLACES)
+    prompts = [Wording(nouns[a], place=places[b]).caption for a, b in pairs]
+    pictures, about = draw(args, prompts)
     drawn = time.perf_counter() - start
     size = pictures.shape[1]
     print(f"\nembedded base, {args.model}\n{about}")

@@ -1,6 +1,7 @@
 """Stable Diffusion 1.5 at 512 pixels on one GPU, in less than ten minutes: speed and memory.
 
     python bench/gpu.py                    # 1 subject row and 1 class row, full fine-tuning
+    python bench/gpu.py --adapt lora       # the same by LoRA
     python bench/gpu.py --size tiny        # that this script works, on any computer
 
 Weights are random numbers in the architecture of `tools/architectures.py`: nothing is downloaded,
@@ -8,6 +9,9 @@ and no number here depends on their values. The train step and the sampler of cl
 programs of a run of `configs/stable_diffusion.py`. Where PyTorch with CUDA and diffusers can be
 imported, the same is measured of them, in a process before ours: bfloat16 autocast, fused AdamW,
 PyTorch's own attention. Models' FLOP utilisation (MFU) is for chips of `dreambooth_jax/chips.py`.
+First attention of the families' shapes, in the form that this device gets, is compared with plain
+softmax in float32: that numbers of keys of which a kernel has no gradient mean what they should can
+be seen on the device alone. Last stands what the compiler said of both programs.
 """
 
 import argparse
@@ -26,6 +30,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, TOKENS = 2, 77
+SHAPES = {  # rows, queries, keys, heads, size of a head; of `--size tiny` the first three
+    "pooled text": (2, 1, 78, 8, 64),
+    "text, odd": (2, 256, 77, 8, 40),
+    "text and image, odd": (1, 589, 589, 4, 64),
+    "text at 64²": (2, 4096, 77, 8, 40),
+    "two windows of text": (2, 4096, 154, 8, 40),
+    "itself at 64²": (2, 4096, 4096, 8, 40),
+    "itself at 32²": (2, 1024, 1101, 22, 64),
+    "text and image at 64²": (1, 4429, 4429, 4, 64),
+    "wide heads": (1, 4128, 4128, 2, 128),
+    "middle of a VAE": (1, 4096, 4096, 1, 512),
+}
 TINY = {
     "unet/config.json": {"block_out_channels": [32, 32, 64, 64], "cross_attention_dim": 64},
     "vae/config.json": {"block_out_channels": [32, 32, 32, 32]},
@@ -53,21 +69,66 @@ def median_seconds(step: Callable[[], Any], *, count: int) -> float:
     return statistics.median(taken)
 
 
+def compare_attention(size: str) -> None:
+    """Largest differences in bfloat16 from float32, answer and gradients, of the largest number."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from dreambooth_jax.models import attention
+
+    rng = np.random.default_rng(0)
+    print(f"| attention | form | answer | of queries | of keys | of values |\n{'|---' * 6}|")
+    for what, shape in list(SHAPES.items())[: 3 if size == "tiny" else None]:
+        rows, queries, keys, heads, width = shape
+        q, k, v, pull = (
+            jnp.asarray(rng.standard_normal((rows, n, heads, width), np.float32), jnp.bfloat16)
+            for n in (queries, keys, keys, queries)
+        )
+
+        def answers(q: Any, k: Any, v: Any, pull: Any, plain: bool) -> tuple[Any, ...]:
+            def attend(q: Any, k: Any, v: Any) -> Any:
+                scale = q.shape[-1] ** -0.5
+                if plain:
+                    return attention.FORMS["whole"](q, k, v, None, scale)
+                return attention.attention(q, k, v)
+
+            found, back = jax.vjp(attend, q, k, v)
+            return found, *back(pull)
+
+        found = jax.jit(lambda *args: answers(*args, plain=False))(q, k, v, pull)
+        with jax.default_matmul_precision("highest"):
+            wide = (x.astype(jnp.float32) for x in (q, k, v, pull))
+            exact = jax.jit(lambda *args: answers(*args, plain=True))(*wide)
+        errors = [
+            float(jnp.abs(x.astype(jnp.float32) - y).max() / jnp.abs(y).max())
+            for x, y in zip(found, exact, strict=True)
+        ]
+        form = attention.chosen(q.shape, keys, q.dtype, plain=True)
+        told = " | ".join(f"{error:.4f}" for error in errors)
+        print(f"| {what} {shape} | {form} | {told} |", flush=True)
+        if not max(errors) < 0.03:
+            raise SystemExit(f"attention, {what}: bfloat16 alone does not explain {errors}")
+
+
 def ours(folder: Path, args: argparse.Namespace) -> dict[str, float | None]:
     """What a run's own two programs take here."""
     import jax
     import numpy as np
 
-    from dreambooth_jax import chips, flops
-    from dreambooth_jax.experiment import forecasting, setup, shapes
+    from dreambooth_jax import chips, flops, precompile
+    from dreambooth_jax import config as configs
+    from dreambooth_jax.experiment.modes import precompile as forecasting
+    from dreambooth_jax.experiment.parts import loading as setup
+    from dreambooth_jax.experiment.training import shapes
 
     c = runpy.run_path(str(ROOT / "configs" / "stable_diffusion.py"))["get_config"]("sd15")
     c.base_model, c.train.batch_size, c.prior.batch_size = str(folder), ROWS, args.pictures
-    c.sampler.num_steps = args.sampler_steps
+    c.sampler.num_steps, c.adapt.name = args.sampler_steps, args.adapt
     c.resolution = 64 if args.size == "tiny" else 512
-    device = jax.devices()[0]
-    mesh = setup.make_mesh(c, [device])
-    stages = setup.open_stages(c, shapes_only=True)
+    device, plan = jax.devices()[0], configs.resolve(c)
+    mesh = setup.make_mesh(plan, [device])
+    stages = setup.open_stages(plan, shapes_only=True)
     rng = np.random.default_rng(0)
 
     def filled(leaf: Any) -> Any:
@@ -76,7 +137,7 @@ def ours(folder: Path, args: argparse.Namespace) -> dict[str, float | None]:
         values = rng.standard_normal(leaf.shape, np.float32) * 0.02 if random else 0
         return jax.device_put(np.broadcast_to(values, leaf.shape).astype(leaf.dtype), leaf.sharding)
 
-    step = shapes.step_of(c, "base", stages, mesh)
+    step = shapes.step_of(plan, "base", stages, mesh)
     work = flops.count(step.run.step.trace(*step.args).jaxpr)
     begin = time.perf_counter()
     train = step.run.step.lower(*step.args).compile()
@@ -96,15 +157,20 @@ def ours(folder: Path, args: argparse.Namespace) -> dict[str, float | None]:
     seconds = median_seconds(one, count=args.steps)
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     held.clear()  # makes room for what draws
-    _, drawing, inputs = forecasting.PROGRAMS["sample"](c, "base", stages, mesh)
+    told = [precompile.read("train step", train, devices=[device], operations=work)]
+    _, drawing, inputs = forecasting.PROGRAMS["sample"](plan, "base", stages, mesh)
+    work_of_drawing = flops.count(drawing.trace(*inputs).jaxpr)
     begin = time.perf_counter()
     draw = drawing.lower(*inputs).compile()
     compiled += time.perf_counter() - begin
+    told.append(precompile.read("drawing", draw, devices=[device], operations=work_of_drawing))
+    print(precompile.as_table(told), flush=True)
     inputs = jax.tree.map(filled, inputs)
     drawn = median_seconds(lambda: jax.block_until_ready(draw(*inputs)), count=2)
     chip = chips.of(device)
     return {
         "steps/s": 1 / seconds,
+        "s of 1,000 steps": 1000 * seconds,
         "class images/s": args.pictures / drawn,
         "peak GiB of the step": peak / 2**30 if peak else None,
         "compilation, s": compiled,
@@ -164,6 +230,7 @@ def of_torch(folder: Path, args: argparse.Namespace) -> dict[str, float | None]:
 
     return {
         "steps/s": 1 / seconds,
+        "s of 1,000 steps": 1000 * seconds,
         "class images/s": args.pictures / median_seconds(draw, count=2),
         "peak GiB of the step": peak,
     }
@@ -191,6 +258,7 @@ def _torch_has_cuda() -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=("full", "tiny"), default="full")
+    parser.add_argument("--adapt", choices=("full", "lora"), default="full", help="ours")
     parser.add_argument("--steps", type=int, default=20, help="train steps, whose median counts")
     parser.add_argument("--pictures", type=int, default=4, help="class images drawn at once")
     parser.add_argument("--sampler_steps", type=int, default=50, help="time steps of a picture")
@@ -203,7 +271,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder, args.size)
-        other = torch_apart(folder, args)
+        other = torch_apart(folder, args) if args.adapt == "full" else {}
+        compare_attention(args.size)
         mine = ours(folder, args)
     import jax
 

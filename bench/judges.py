@@ -21,9 +21,9 @@ import numpy as np
 import torch
 import transformers
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))  # the sizes, and a tokenizer
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "support"))
 import latents
-import test_judges as sizes
+import published as sizes
 
 from dreambooth_jax.evaluate import published
 

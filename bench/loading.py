@@ -29,10 +29,10 @@ def load(folder: str) -> None:
     """Loads, and prints bytes: weights, the peak of anonymous memory, the peak of file pages."""
     import jax
 
-    from dreambooth_jax import pipeline, sharding, tree
-    from dreambooth_jax.experiment import setup
+    from dreambooth_jax import families, sharding, tree
+    from dreambooth_jax.experiment.parts import loading as setup
 
-    stage = pipeline.open_stage(folder, kind="base")
+    stage = families.open_stage(folder, kind="base")
     mesh = sharding.make_mesh(data=1, fsdp=8)
     rules = [(".*", "fsdp")]
     by_path = sharding.shardings(stage.abstract, rules=rules, mesh=mesh, min_bytes=1)
@@ -64,7 +64,7 @@ def main() -> None:
     if args.load:
         load(args.load)
         return
-    sys.path.append(str(Path(__file__).parent.parent / "tests"))  # the maker of models
+    sys.path.append(str(Path(__file__).parent.parent / "tests" / "support"))  # the maker of models
     import cascades
 
     width = args.channels

@@ -24,9 +24,11 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import experiment, metrics, optim, tree
+from dreambooth_jax import metrics, optim, tree
 from dreambooth_jax.adapt import FULL
-from dreambooth_jax.experiment import setup
+from dreambooth_jax.experiment.modes.table import MODES
+from dreambooth_jax.experiment.parts import loading as setup
+from dreambooth_jax.experiment.training import program
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "imagen_like.py"
 LIMITS = {
@@ -78,8 +80,9 @@ def state_bytes(c: ConfigDict, name: str, trainable: tree.Flat) -> int:
 
 
 def trainable_leaves(c: ConfigDict) -> tree.Flat:
-    stage = setup.open_stages(c)["base"]
-    chosen, _ = FULL.init(stage.abstract, configs.trainable_rules(c))
+    stage = setup.open_stages(configs.resolve(c))["base"]
+    rules = program.rules_of(configs.resolve(c).stages["base"], stage)
+    chosen, _ = FULL.init(stage.abstract, rules)
     return {path: jax.ShapeDtypeStruct(x.shape, jnp.float32) for path, x in chosen.items()}
 
 
@@ -89,7 +92,7 @@ def compared(folder: Path, steps: int) -> dict[str, float]:
     for name in ("adamw", "adamw8bit"):
         c = settings(name, steps, folder / "prior")
         runs[name] = folder / name
-        experiment.run(c, runs[name])
+        MODES["train"].function(c, runs[name])
     curve = {name: losses(run) for name, run in runs.items()}
     apart = np.abs(curve["adamw8bit"] - curve["adamw"]) / curve["adamw"]
     for part in np.array_split(np.arange(steps), 5):
@@ -97,7 +100,7 @@ def compared(folder: Path, steps: int) -> dict[str, float]:
         means = ", ".join(f"{name} {values[part].mean():.5f}" for name, values in curve.items())
         print(f"{ends} loss: {means}; relative difference {apart[part].mean():.2e}")
     final = {name: unet(run / "export") for name, run in runs.items()}
-    start = unet(Path(setup.open_stages(c)["base"].folder))
+    start = unet(Path(setup.open_stages(configs.resolve(c))["base"].folder))
     way = np.linalg.norm(final["adamw"] - start)
     drawn = {name: pictures(run) for name, run in runs.items()}
     leaves = trainable_leaves(c)

@@ -35,6 +35,8 @@ from study_figures import page
 from study_jury import Jury
 from study_tables import Found, report
 
+from dreambooth_jax.report import is_final
+
 SUBJECTS = ("parrot", "taxi", "poodle", "kimono", "black_cat", "palm")  # a noun each
 PROMPTS = (
     "a {subject}",
@@ -139,7 +141,7 @@ def trial(cache: Path, subject: str, seed: int, name: str, steps: int) -> trials
     }
     folder = folder_of(cache, subject, seed, name, steps)
     config = trials.settings(cache, subject, **changed)
-    if (folder / "report.html").is_file():  # also of an older version of the program
+    if is_final(folder / "report.html"):  # also of an older version of the program
         return trials.Trial(folder, config)
     done = trials.run(config, folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -181,7 +183,7 @@ def main() -> None:
     for subject, seed, name in wanted(args):
         ready = folder_of(args.cache, subject, seed, name, args.steps) / "report.html"
         mine = args.subjects.index(subject) % shares == first and not args.tables_only
-        if mine or ready.is_file():
+        if mine or is_final(ready):
             one = trial(args.cache, subject, seed, name, args.steps)
             done[subject, seed, name] = one
             photos = one.photos(trials.photos(args.cache, subject))

@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))  # script
 from composites import subject_photos
 from nouns import HELD_OUT, PLACES
 
-from dreambooth_jax import experiment, main
+from dreambooth_jax import compile_cache
 from dreambooth_jax.data import images
+from dreambooth_jax.experiment.modes.table import MODES
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "imagen_like.py"
 CLASS_TEMPLATES = ("{class_prompt}", "{class_prompt} in the desert", "{class_prompt} at night")
@@ -53,7 +54,7 @@ class Trial:
     def photos(self, folder: Path | None = None) -> np.ndarray:
         """The photos, or those of another folder, at the pictures' size, uint8 `[N,H,W,3]`."""
         files = sorted((folder or Path(self.config.subject.images)).glob("*.png"))
-        size = next(iter(self.pictures("after").values())).shape[1]
+        size = next(iter(self.pictures("after").values())).shape[1:3]
         return np.stack([images.cover(images.read(file), size) for file in files])
 
     @property
@@ -117,6 +118,6 @@ def settings(cache: Path, subject: str, /, **changed: Any) -> ConfigDict:
 
 def run(config: ConfigDict, folder: Path) -> Trial:
     """Runs the trial, or takes it as it is when it is finished."""
-    main.use_compile_cache("")
-    experiment.run(config, folder)
+    compile_cache.use("")
+    MODES["train"].function(config, folder)
     return Trial(folder, config)

@@ -130,6 +130,57 @@ _SDXL_UNET = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
+_SD3 = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+}
+_FLUX = {
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+}
+_FLOW_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+}
+_FLOW_VAE = _VAE | {
+    "latent_channels": 16,
+    "sample_size": 1024,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+
+
+def _sd3(**changed: Any) -> dict[str, dict[str, Any]]:
+    return {
+        "model_index.json": {
+            "_class_name": "StableDiffusion3Pipeline",
+            "text_encoder_3": ["transformers", "T5EncoderModel"],
+        },
+        "transformer/config.json": _SD3 | changed,
+        "vae/config.json": _FLOW_VAE | {"scaling_factor": 1.5305, "shift_factor": 0.0609},
+        "text_encoder/config.json": _CLIP_L | {"architectures": _CLIP_G["architectures"]},
+        "text_encoder_2/config.json": _CLIP_G,
+        "text_encoder_3/config.json": _T5_XXL,
+        "scheduler/scheduler_config.json": _FLOW_SCHEDULER,
+    }
+
+
 MODELS: dict[str, dict[str, dict[str, Any]]] = {
     "sd15": {
         "model_index.json": {"_class_name": "StableDiffusionPipeline"},
@@ -163,6 +214,21 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
         "image_noising_scheduler/scheduler_config.json": {
             "beta_schedule": "squaredcos_cap_v2",
         },
+    },
+    "sd3_medium": _sd3(),
+    "sd35_medium": _sd3(
+        pos_embed_max_size=384, dual_attention_layers=[*range(13)], qk_norm="rms_norm"
+    ),
+    "sd35_large": _sd3(
+        num_layers=38, num_attention_heads=38, caption_projection_dim=2432, qk_norm="rms_norm"
+    ),
+    "flux_dev": {
+        "model_index.json": {"_class_name": "FluxPipeline"},
+        "transformer/config.json": _FLUX,
+        "vae/config.json": _FLOW_VAE | {"scaling_factor": 0.3611, "shift_factor": 0.1159},
+        "text_encoder/config.json": _CLIP_L,
+        "text_encoder_2/config.json": _T5_XXL,
+        "scheduler/scheduler_config.json": _FLOW_SCHEDULER | {"use_dynamic_shifting": True},
     },
 }
 

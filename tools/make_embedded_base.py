@@ -1,314 +1,218 @@
 """Makes the embedded base: a small Imagen-like cascade, trained by this project on composites.
 
-    python tools/make_embedded_base.py CACHE OUT --stage base        # 32², with its T5 encoder
-    python tools/make_embedded_base.py CACHE OUT --stage upscaler    # 32² → 64², on the base's T5
+    python tools/make_embedded_base.py CACHE OUT                      # go on for as long as it runs
+    python tools/make_embedded_base.py CACHE OUT --recipe "wide thing" --pictures 20000
+    python tools/make_embedded_base.py CACHE OUT --recipe upscaler    # 32² → 64², on OUT/base's T5
 
-CACHE keeps the material and the checkpoints; stop it whenever you like (Ctrl-C saves), the same
-command goes on. OUT gets ordinary diffusers folders, `OUT/base` (IFPipeline) and `OUT/upscaler`
-(IFSuperResolutionPipeline); each checkpoint rewrites the averaged weights there, float16.
-`dreambooth_jax/assets` is such an OUT.
+CACHE keeps the material, the scenes and the checkpoints; stop it whenever you like (Ctrl-C saves),
+the same command resumes. OUT gets ordinary diffusers folders, `OUT/base` (IFPipeline) and
+`OUT/upscaler` (IFSuperResolutionPipeline); each checkpoint rewrites the averaged weights there,
+float16. `dreambooth_jax/assets` is such an OUT.
 """
 
 import argparse
+import dataclasses
 import functools
-import json
-import shutil
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import logging
-from composites import Composites, prepare
-from nouns import all_captions
+from folders import SHIPPED, initial, skeleton, write_weights
+from material import prepare
+from recipes import LOSS_TIMES, RECIPES, Recipe
+from recorded import Batches, Recorded
 
-from dreambooth_jax import optim, pipeline, sharding, train, tree, weights
+from dreambooth_jax import families, pipeline, rng, sharding, train, tree, weights
 from dreambooth_jax.adapt import FULL
 from dreambooth_jax.checkpoint import Checkpoints
-from dreambooth_jax.data.captions import Captions
+from dreambooth_jax.diffusion import loss, process
 from dreambooth_jax.metrics import JsonlWriter
-from dreambooth_jax.models import layers
 from dreambooth_jax.signals import GracefulStop
+from dreambooth_jax.train.loop import Interrupted
 
-TEXT = {
-    "architectures": ["T5EncoderModel"],
-    "model_type": "t5",
-    "vocab_size": 2000,
-    "d_model": 64,
-    "d_kv": 16,
-    "d_ff": 128,
-    "num_layers": 2,
-    "num_heads": 4,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "gated-gelu",
-    "dropout_rate": 0.1,
-    "is_encoder_decoder": False,
-    "use_cache": False,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "tie_word_embeddings": False,
-    "dtype": "float32",  # as PyTorch opens it, beside a UNet that it opens in float32 anyway
-}
-UNET = {
-    "_class_name": "UNet2DConditionModel",
-    "out_channels": 6,
-    "layers_per_block": 1,
-    "attention_head_dim": 32,
-    "cross_attention_dim": 64,
-    "cross_attention_norm": "group_norm",
-    "encoder_hid_dim": 64,
-    "encoder_hid_dim_type": "text_proj",
-    "addition_embed_type": "text",
-    "addition_embed_type_num_heads": 4,
-    "resnet_time_scale_shift": "scale_shift",
-    "act_fn": "silu",
-    "norm_num_groups": 8,
-    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "time_embedding_dim": 256,  # it carries the pooled text too: 4 × 16 channels would be narrow
-}
-PLAIN, ATTEND = "ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"
-BASE_UNET = UNET | {
-    "sample_size": 32,
-    "in_channels": 3,
-    "block_out_channels": [16, 32, 64, 128],
-    "down_block_types": [PLAIN, PLAIN, ATTEND, ATTEND],
-    "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 2 + ["ResnetUpsampleBlock2D"] * 2,
-}
-UPSCALER_UNET = UNET | {
-    "sample_size": 64,
-    "in_channels": 6,
-    "block_out_channels": [16, 16, 48, 96],
-    "down_block_types": [PLAIN, PLAIN, PLAIN, ATTEND],
-    "up_block_types": ["SimpleCrossAttnUpBlock2D"] + ["ResnetUpsampleBlock2D"] * 3,
-    "class_embed_type": "timestep",
-    "resnet_skip_time_act": True,
-    "time_embedding_act_fn": "silu",
-    "resnet_out_scale_factor": 1.4142271248762552,
-    "mid_block_scale_factor": 1.4142271248762552,
-}
-SCHEDULER = {
-    "_class_name": "DDPMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_schedule": "squaredcos_cap_v2",
-    "prediction_type": "v_prediction",
-    "variance_type": "fixed_small",
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
-    "thresholding": True,
-    "dynamic_thresholding_ratio": 0.95,
-    "timestep_spacing": "leading",
-}
-NOISING = {
-    "_class_name": "DDPMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_schedule": "squaredcos_cap_v2",
-}
-EMPTY = {name: [None, None] for name in ("feature_extractor", "safety_checker", "watermarker")}
-INDEX = {
-    "requires_safety_checker": False,
-    "scheduler": ["diffusers", "DDPMScheduler"],
-    "text_encoder": ["transformers", "T5EncoderModel"],
-    "tokenizer": ["transformers", "T5Tokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-} | EMPTY
+HELD_OUT_SEED = 20221206  # of the scenes that errors are measured on; training has the seed 0
+HELD_OUT = 100  # of them
 
 
-class Phase(NamedTuple):
-    """A part of a stage's training: up to which step, pictures of which size, rows per step."""
+def errors_of(stage: pipeline.Stage, batch: dict[str, np.ndarray]) -> Any:
+    """Returns a jitted function from weights to the errors of x0 on held-out scenes.
 
-    until: int | None  # None: as long as --steps says
-    size: int
-    rows: int
-    plain: float | None = None  # share of pictures on plain backgrounds, when not the usual one
-
-
-# Per stage: its phases, the peak learning rate, the levels of noise on the low-res side. The base
-# begins with small pictures, which cost less, and mostly on plain backgrounds: over panoramas alone
-# it learned the places and no noun in 90,000 pictures, for a place is most of the pixels.
-STAGES: dict[str, dict[str, Any]] = {
-    "base": {
-        "phases": [
-            Phase(2000, 16, 32, plain=0.8),
-            Phase(3000, 16, 32, plain=0.4),
-            Phase(4000, 32, 32, plain=0.4),
-            Phase(None, 32, 32),
-        ],
-        "learning_rate": 1e-3,
-        "levels": (0, 0),
-    },
-    "upscaler": {"phases": [Phase(None, 64, 8)], "learning_rate": 8e-4, "levels": (0, 400)},
-}
-
-
-def initial_text(network: layers.Network, seed: int) -> tree.Flat:
-    """Fresh parameters of a T5 encoder.
-
-    Its attention is not scaled: the queries begin smaller by √d_kv, the table of positions by
-    √d_model (Raffel et al. 2020); else each token would see one other at random.
+    Both are mean squares over `LOSS_TIMES`, of all pixels and of the thing's. Noise is fixed, so
+    that numbers of one size of pictures compare across recipes.
     """
-    flat = layers.initial(network, seed)
-    for path, value in flat.items():
-        if path.endswith("SelfAttention/q/kernel"):
-            flat[path] = value / np.float32(TEXT["d_kv"] ** 0.5)
-        elif "relative_attention_bias" in path:
-            flat[path] = value / np.float32(TEXT["d_model"] ** 0.5)
-    return flat
+    coverage = jnp.asarray(batch["coverage"])
+    x0, tokens = jnp.asarray(batch["mean"]), {k: jnp.asarray(batch[k]) for k in ("ids", "mask")}
+    noise = jax.random.normal(rng.key(HELD_OUT_SEED, 0, "held-out"), x0.shape)
+    extra: dict[str, jax.Array] = {}
+    if "low_res" in batch:
+        extra["noise_level"] = jnp.full(len(x0), 100)
+        extra["condition"] = stage.condition(batch["low_res"], noise[::-1], extra["noise_level"])
+
+    @jax.jit
+    def errors(params: tree.Flat) -> dict[str, jax.Array]:
+        text = stage.encode_text(params, tokens, dtype=jnp.float32)
+
+        def at(t: jax.Array) -> tuple[jax.Array, jax.Array]:
+            times = jnp.full(len(x0), t)
+            xt = process.add_noise(stage.path, x0, noise, times)
+            output = stage.predict(params, xt, times, text, **extra)[..., :3]
+            found, _ = process.readings(stage.path, output, xt, times)
+            square = jnp.square(found - x0)
+            return square.mean(), loss.picture_mean(square, coverage + 1e-3).mean()
+
+        whole, thing = jax.lax.map(at, LOSS_TIMES)
+        return {"x0_error": whole.mean(), "thing_error": thing.mean()}
+
+    return errors
 
 
-def skeleton(out: Path, kind: str) -> None:
-    """Writes all files of a stage's folder but the weights."""
-    limit = {"sample_max_value": 1.5 if kind == "base" else 1.0}
-    files: dict[str, dict[str, Any]] = {
-        "text_encoder/config.json": TEXT,
-        "unet/config.json": BASE_UNET if kind == "base" else UPSCALER_UNET,
-        "scheduler/scheduler_config.json": SCHEDULER | limit,
-        "model_index.json": {"_class_name": "IFPipeline"} | INDEX,
-    }
-    if kind == "upscaler":
-        files["image_noising_scheduler/scheduler_config.json"] = NOISING
-        index = INDEX | {"image_noising_scheduler": ["diffusers", "DDPMScheduler"]}
-        files["model_index.json"] = {"_class_name": "IFSuperResolutionPipeline"} | index
-        shutil.copytree(out / "base" / "tokenizer", out / kind / "tokenizer", dirs_exist_ok=True)
-    for name, content in files.items():
-        file = out / kind / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def write_weights(folder: Path, flat: tree.Flat) -> None:
-    """Both components, float16, into their folders."""
-    for part in ("unet", "text_encoder"):
-        stem = pipeline.COMPONENTS[part]
-        weights.write(folder / part, tree.prefixed(flat, part), dtype="float16", stem=stem)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cache", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--stage", choices=STAGES, required=True)
-    parser.add_argument(
-        "--steps", type=int, required=True, help="optimizer steps in all, over all runs"
-    )
-    parser.add_argument(
-        "--save_every", type=int, default=250, help="optimizer steps between two checkpoints"
-    )
-    parser.add_argument(
-        "--first_step",
-        type=int,
-        default=0,
-        help="without checkpoints, begin at this step with the weights that lie in OUT",
-    )
-    args = parser.parse_args()
-    logging.set_verbosity(logging.INFO)
-    made, kind = STAGES[args.stage], args.stage
-
-    skeleton(args.out, kind)
-    stage = pipeline.open_stage(str(args.out / kind), kind=kind)
-    fresh = tree.with_prefix(layers.initial(stage.unet, seed=0), "unet")
-    if kind == "base":
-        fresh |= tree.with_prefix(initial_text(stage.text_encoder, seed=1), "text_encoder")
-        rules = [(".*", True)]
-    else:
-        text = weights.read(args.out / "base" / "text_encoder", stage.text_encoder.abstract)
-        fresh |= tree.with_prefix(text, "text_encoder")
-        rules = [("unet/.*", True), (".*", False)]
-    if args.first_step:
-        fresh = pipeline.read_weights(stage)
-
-    adapter = FULL
-    trainable, frozen_weights = adapter.init(fresh, rules)
-    settings = ml_collections.ConfigDict(
-        {
-            "name": "adamw",
-            "learning_rate": made["learning_rate"],
-            "text_encoder_learning_rate": None,
-            "warmup_steps": 200,
-            "schedule": "cosine",
-            "final_fraction": 0.05,
-            "b1": 0.9,
-            "b2": 0.99,
-            "eps": 1e-8,
-            "weight_decay": 1e-2,
-            "grad_clip": 1.0,
-        }
-    )
-    recipe = train.Recipe(seed=0, ema_decay=0.999, aug_levels=made["levels"])
-    prompts = ["", *all_captions()]
-    material = prepare(args.cache)
-    sources = []
-    for number, phase in enumerate(made["phases"]):
-        render = Composites(material, size=phase.size, seed=number, plain=phase.plain).render
-        low_size = 32 if kind == "upscaler" else None
-        source = Captions(render, prompts, batch_size=phase.rows, seed=number, low_size=low_size)
-        sources.append((phase.until, source))
-    encoded = stage.tokens(prompts)
-    frozen: dict[str, Any] = {"weights": frozen_weights}
-    if kind == "upscaler":
-        encode = jax.jit(functools.partial(stage.encode_text, dtype=jnp.float32))
-        frozen["table"] = encode(frozen_weights, encoded)
-
-    def batch_at(step: int) -> dict[str, Any]:
-        source = next(source for until, source in sources if until is None or step < until)
-        batch = source.batch(step)
-        if kind == "base":  # the text encoder learns too: the rows' own tokens travel with them
-            rows = batch["prompt"]
-            batch |= {"ids": encoded["ids"][rows], "mask": encoded["mask"][rows]}
-            batch["prompt"] = jnp.arange(len(rows), dtype=jnp.int32)
-        return batch
-
-    mesh = sharding.make_mesh()
-    run = train.compiled(
+def compiled(
+    stage: pipeline.Stage, recipe: Recipe, trainable: tree.Flat, rest: tree.Flat
+) -> train.Compiled:
+    """Returns the jitted train step of a recipe, on all devices, with every leaf on each."""
+    return train.compiled(
         trainable,
-        frozen,
+        {"weights": rest},
         stage=stage,
-        recipe=recipe,
-        adapter=adapter,
-        tx=optim.make(settings, num_steps=args.steps - args.first_step),
-        mesh=mesh,
+        recipe=recipe.step_recipe,
+        adapter=FULL,
+        tx=recipe.tx(),
+        mesh=sharding.make_mesh(),
         rules=[(".*", "replicate")],
         min_bytes=0,
     )
-    state = run.init(trainable).replace(step=jnp.int32(args.first_step))
-    frozen = jax.tree.map(lambda x, s: sharding.put(x, s), frozen, run.frozen)
-    millions = tree.count(trainable) / 1e6
-    logging.info("%s: %d leaves, %.2f M parameters trained", kind, len(trainable), millions)
 
-    config = {
-        "stage": made,
-        "optim": settings.to_dict(),
-        "unet": BASE_UNET if kind == "base" else UPSCALER_UNET,
-    }
-    folder = args.cache / "checkpoints" / kind
-    with (
-        Checkpoints(folder, max_to_keep=2, config=config, may_differ=["stage"]) as checkpoints,
-        GracefulStop() as stop,
-    ):
-        restored = checkpoints.restore(run.state)
-        state = state if restored is None else restored[0]
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One recipe with its folders, its scenes and its compiled step."""
+
+    recipe: Recipe
+    cache: Path
+    out: Path
+    shards: int
+    workers: int = 0
+
+    @functools.cached_property
+    def stage(self) -> pipeline.Stage:
+        """The stage in its folder of `out`, whose files are written anew."""
+        kind = self.recipe.kind
+        skeleton(self.out, kind, self.recipe.unet)
+        return families.open_stage(str(self.out / kind), kind=kind)
+
+    def initial(self) -> tree.Flat:
+        """The weights that training begins with; see `Recipe.start`."""
+        recipe, kind = self.recipe, self.recipe.kind
+        flat = initial(self.stage, None, seed=recipe.seed)
+        if recipe.start != "fresh":
+            known = initial(self.stage, SHIPPED / kind, seed=recipe.seed)
+            text_only = recipe.start == "text"
+            flat |= {p: x for p, x in known.items() if not text_only or p.startswith("text_")}
+        if kind == "upscaler":
+            text = weights.read(
+                self.out / "base" / "text_encoder", self.stage.networks["text_encoder"].abstract
+            )
+            flat |= tree.with_prefix(text, "text_encoder")
+        return flat
+
+    def scenes(self, name: str, *, shards: int, seed: int, thing: float = 1.0) -> Batches:
+        """The recorded scenes of one seed."""
+        folder = self.cache / "scenes" / f"{name}-{self.recipe.size}"
+        material = functools.partial(prepare, self.cache)
+        recorded = Recorded(material, folder, size=self.recipe.size, shards=shards, seed=seed)
+        if self.workers:
+            recorded.ahead(self.workers)
+        return Batches(recorded, self.stage, thing=thing)
+
+    def held_out(self, size: int) -> dict[str, np.ndarray]:
+        """The scenes that errors are measured on, with their coverage as weights of pixels."""
+        scenes = self.scenes("held_out", shards=1, seed=HELD_OUT_SEED, thing=2.0)
+        batch = scenes.batch(0, first=0, count=HELD_OUT, size=size)
+        batch["coverage"] = batch.pop("pixel_weights") - 1
+        return batch
+
+    def run(self, pictures: int, *, save_every: int, check_every: int, stop: Any) -> dict[str, Any]:
+        """Trains until `pictures` are seen, resuming; returns the last errors and the pace.
+
+        Raises:
+          Interrupted: a signal came; all is saved.
+        """
+        recipe, stage = self.recipe, self.stage
+        flat = self.initial()
+        learned = "unet/.*" if recipe.kind == "upscaler" else ".*"
+        trainable, rest = FULL.init(flat, [(learned, True), (".*", False)])
+        run = compiled(stage, recipe, trainable, rest)
+        state = run.init(trainable)
+        scenes = self.scenes("train", shards=self.shards, seed=0, thing=recipe.thing)
+
+        def batch_at(step: int) -> dict[str, np.ndarray]:
+            first, size = recipe.at(step)
+            return scenes.batch(step, first=first, count=recipe.rows, size=size)
+
+        errors: dict[int, Any] = {}
+
+        def check(state: train.TrainState) -> dict[str, float]:
+            _, size = recipe.at(int(state.step))
+            if size not in errors:
+                errors[size] = errors_of(stage, self.held_out(size))
+            found = {k: float(v) for k, v in errors[size]({**rest, **state.ema}).items()}
+            return found | {"pictures": float(int(state.step) * recipe.rows), "size": float(size)}
 
         def export(step: int, state: train.TrainState) -> None:
-            write_weights(args.out / kind, {**fresh, **jax.tree.map(sharding.fetch, state.ema)})
+            ema = jax.tree.map(sharding.fetch, state.ema)
+            write_weights(self.out / recipe.kind, {**flat, **ema})
 
-        train.fit(
-            run,
-            state,
-            frozen,
-            batch_at,
-            pace=train.Pace(args.steps, 50, args.save_every, args.save_every, 5),
-            label=kind,
-            writer=JsonlWriter(args.cache / f"{kind}.jsonl"),
-            checkpoints=checkpoints,
-            stop=stop,
-            on_sample=export,
-        )
-    logging.info("%s: done", kind)
+        config = {"recipe": dataclasses.asdict(recipe)}
+        logging.info("%.2f M parameters", tree.count(trainable) / 1e6)
+        steps = -(-pictures // recipe.rows)
+        folder = self.out / "checkpoints" / recipe.kind
+        with Checkpoints(folder, max_to_keep=2, config=config) as checkpoints:
+            restored = checkpoints.restore(run.state)
+            state = state if restored is None else restored[0]
+            first, started = int(state.step), time.monotonic()
+            state = train.fit(
+                run,
+                state,
+                {"weights": rest},
+                batch_at,
+                pace=train.Pace(steps, 50, save_every, save_every, 5, 0, check_every),
+                log=train.Log(recipe.kind, JsonlWriter(self.out / f"{recipe.kind}.jsonl")),
+                hooks=train.Hooks(checkpoints, None, stop, export, check),
+            )
+        export(steps, state)
+        seconds = time.monotonic() - started
+        return {"seconds": seconds, "seen": (steps - first) * recipe.rows, **check(state)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cache", type=Path, help="folder of the material and the scenes")
+    parser.add_argument("out", type=Path, help="folder of checkpoints, curve and base/")
+    parser.add_argument("--recipe", choices=RECIPES, default="long")
+    parser.add_argument("--pictures", type=int, default=10**9, help="to be seen in all")
+    parser.add_argument("--shards", type=int, default=40, help="of 10,000 scenes, then again")
+    parser.add_argument("--workers", type=int, default=0, help="processes that render scenes first")
+    parser.add_argument("--save_every", type=int, default=250, help="steps between checkpoints")
+    parser.add_argument("--check_every", type=int, default=500, help="steps between errors")
+    args = parser.parse_args()
+    logging.set_verbosity(logging.INFO)
+    jax.config.update("jax_compilation_cache_dir", str(args.cache.resolve() / "programs"))
+    training = Training(RECIPES[args.recipe], args.cache, args.out, args.shards, args.workers)
+    with GracefulStop() as stop:
+        try:
+            found = training.run(
+                args.pictures, save_every=args.save_every, check_every=args.check_every, stop=stop
+            )
+        except Interrupted as asked:
+            logging.info("%s", asked)
+            raise SystemExit(asked.exit_code) from None
+    logging.info("%s: %s", args.recipe, found)
 
 
 if __name__ == "__main__":

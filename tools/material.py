@@ -19,13 +19,17 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import effects
 import numpy as np
-from nouns import COLOURS, NOUNS, PLACES, RECOLOURED, SUBJECT, Panorama
+from effects import SURFACES
+from nouns import ACCESSORIES, COLOURS, NOUNS, PLACES, SUBJECT, Panorama
 from PIL import Image
+from scipy import signal
 
-RENDERING = 2  # raise when the rendering of the material changes, so that old caches are redone
+RENDERING = 3  # raise when the rendering of the material changes, so that old caches are redone
 PIXELS = 96  # side of the stored cut-outs and views: 64 px scenes are always scaled down
 VIEWS = 48  # views per place
+APERTURE = (0.035, 0.07)  # radius of the blur of a place, in sides of a view
 
 # npm package -> version and sha256 of its tarball (as published; npm versions are immutable)
 PACKAGES = {
@@ -107,7 +111,11 @@ def _read_cutouts(sources: Iterable[str], cache_dir: str | Path) -> dict[str, Im
 
 def _with_selector(points: str) -> str:
     # Characters that are text by default carry the emoji variation selector in both packages.
-    return f"{points}-fe0f" if points in {"2708", "2603", "2602", "2764", "1f54a"} else points
+    return (
+        f"{points}-fe0f"
+        if points in {"2708", "2603", "2602", "2764", "1f54a", "1f570", "1f576"}
+        else points
+    )
 
 
 def trimmed(image: Image.Image, pixels: int = PIXELS) -> np.ndarray:
@@ -124,38 +132,6 @@ def trimmed(image: Image.Image, pixels: int = PIXELS) -> np.ndarray:
     picture = np.minimum(picture, picture[..., 3:])
     square[top : top + height, left : left + width] = picture
     return square
-
-
-def recolour(cutout: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Paint the main hue of a premultiplied cut-out uint8 [P,P,4] with `colour`, keeping shading.
-
-    Pixels count by saturation and by nearness to the main hue; light ones go towards white and
-    dark ones towards black, measured from the luminance that the main hue has here.
-    """
-    alpha = cutout[..., 3:].astype(np.float32) / 255
-    rgb = cutout[..., :3] / np.maximum(alpha, 1e-3) / 255
-    high, low = rgb.max(-1), rgb.min(-1)
-    saturation = (high - low) / np.maximum(high, 1e-3)
-    angle = np.arctan2(
-        np.sqrt(3) * (rgb[..., 1] - rgb[..., 2]), 2 * rgb[..., 0] - rgb[..., 1] - rgb[..., 2]
-    )
-    weight = saturation * high * alpha[..., 0]
-    histogram = np.zeros(36, np.float32)
-    np.add.at(histogram, (np.round(angle / (np.pi / 18)).astype(int)) % 36, weight)
-    smooth = sum(np.roll(histogram, shift) for shift in (-2, -1, 0, 1, 2))
-    main = np.argmax(smooth) * np.pi / 18
-    away = np.abs((angle - main + np.pi) % (2 * np.pi) - np.pi)
-    mask = np.clip((np.deg2rad(75) - away) / np.deg2rad(20), 0, 1)
-    mask = mask * np.clip((saturation - 0.18) / 0.17, 0, 1)
-    luminance = rgb @ np.float32([0.3, 0.59, 0.11])
-    reference = np.median(luminance[(mask > 0.5) & (alpha[..., 0] > 0.5)])
-    shade = (luminance / reference)[..., None]
-    target = np.float32(colour) / 255
-    bright = target + (1 - target) * np.clip((shade - 1) * 0.45, 0, 0.7)
-    painted = np.where(shade <= 1, target * np.maximum(shade, 0) ** 0.8, bright)
-    mixed = rgb + mask[..., None] * (painted - rgb)
-    out = np.concatenate([np.clip(mixed, 0, 1) * alpha, alpha], -1)
-    return np.round(out * 255).astype(np.uint8)
 
 
 def mended(light: np.ndarray) -> np.ndarray:
@@ -230,21 +206,38 @@ def view(
     return np.round(full.reshape(pixels, 2, pixels, 2, 3).mean((1, 3)) * 255).astype(np.uint8)
 
 
+def defocused(picture: np.ndarray, radius: float) -> np.ndarray:
+    """Returns a picture uint8 [H,W,3] as a lens shows what lies far behind its focus.
+
+    Every point of light becomes a disc of `radius` pixels, so the mean is taken over a disc, of
+    light rather than of its encoding (gamma 2.2). Beyond the edge the picture is mirrored.
+    """
+    reach = int(np.ceil(radius))
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    disc = np.clip(radius + 0.5 - np.hypot(x, y), 0, 1)[..., None].astype(np.float32)
+    light = (picture.astype(np.float32) / 255) ** 2.2
+    light = np.pad(light, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
+    mean = signal.fftconvolve(light, disc / disc.sum(), mode="valid", axes=(0, 1))
+    return np.round(np.clip(mean, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
+
+
 @dataclasses.dataclass(frozen=True)
 class Material:
     """Everything a composite is made of.
 
-    `cutouts` uint8 [N,P,P,4] premultiplied, with each one's `nouns`, `colours` ("" as it is) and
-    `sources`; `views` uint8 [places,views,P,P,3] in the order of `places`; `subject` uint8
-    [P,P,4] is the held-out cut-out and not among `cutouts`.
+    `cutouts` uint8 [N,P,P,4] premultiplied, with each one's `nouns`, `surfaces` ("" as it is) and
+    `sources`; `views` uint8 [places,views,P,P,3], out of focus, in the order of `places`;
+    `accessories` uint8 [3,P,P,4] in the order of `ACCESSORIES`; `subject` uint8 [P,P,4] is the
+    held-out cut-out and not among `cutouts`.
     """
 
     cutouts: np.ndarray
     nouns: tuple[str, ...]
-    colours: tuple[str, ...]
+    surfaces: tuple[str, ...]
     sources: tuple[str, ...]
     views: np.ndarray
     places: tuple[str, ...]
+    accessories: np.ndarray
     subject: np.ndarray
 
 
@@ -256,14 +249,15 @@ def load_panoramas(cache_dir: str | Path) -> dict[str, np.ndarray]:
 
 
 def render_views(light: np.ndarray, panorama: Panorama, *, seed: int) -> np.ndarray:
-    """Return `VIEWS` views uint8 [VIEWS,P,P,3]: even yaws with jitter, random pitch and width."""
+    """Return `VIEWS` views uint8 [VIEWS,P,P,3]: even yaws with jitter, random pitch and blur."""
     rng = np.random.default_rng(seed)
     start, end = panorama.yaw
     yaws = start + (end - start) * (np.arange(VIEWS) + rng.uniform(0, 1, VIEWS)) / VIEWS
     pitches, fovs = rng.uniform(*panorama.pitch, VIEWS), rng.uniform(62, 92, VIEWS)
+    radii = PIXELS * rng.uniform(*APERTURE, VIEWS)
     views = [
-        view(light, yaw=yaw, pitch=pitch, fov=fov)
-        for yaw, pitch, fov in zip(yaws, pitches, fovs, strict=True)
+        defocused(view(light, yaw=yaw, pitch=pitch, fov=fov), radius)
+        for yaw, pitch, fov, radius in zip(yaws, pitches, fovs, radii, strict=True)
     ]
     return np.stack(views)
 
@@ -274,44 +268,46 @@ def prepare(cache_dir: str | Path) -> Material:
     Otherwise fetches the tarballs (105 MB, once) and renders it in under a minute.
     """
     path = Path(cache_dir) / "composites.npz"
-    settings = repr((RENDERING, PIXELS, VIEWS, NOUNS, PLACES, RECOLOURED, COLOURS, SUBJECT))
+    settings = repr(
+        (RENDERING, PIXELS, VIEWS, APERTURE, NOUNS, PLACES, COLOURS, ACCESSORIES, SUBJECT)
+    )
+    settings += Path(effects.__file__).read_text(encoding="utf-8")
     version = hashlib.sha256(settings.encode()).hexdigest()
     if path.exists():
         with np.load(path) as file:
             if str(file["version"]) == version:
                 arrays = {field.name: file[field.name] for field in dataclasses.fields(Material)}
-                for name in ("nouns", "colours", "sources", "places"):
+                for name in ("nouns", "surfaces", "sources", "places"):
                     arrays[name] = tuple(arrays[name].tolist())
                 return Material(**arrays)
     material = _render(cache_dir)
     partial = path.with_suffix(".partial.npz")
-    np.savez(partial, version=version, **vars(material))
+    np.savez_compressed(partial, version=version, **vars(material))
     partial.replace(path)
     return material
 
 
 def _render(cache_dir: str | Path) -> Material:
     sources = [source for looks in NOUNS.values() for source in looks]
-    pictures = _read_cutouts([*sources, SUBJECT], cache_dir)
+    pictures = _read_cutouts([*sources, *ACCESSORIES.values(), SUBJECT], cache_dir)
     rows = []
     for noun, looks in NOUNS.items():
         for source in looks:
             cutout = trimmed(pictures[source])
             rows.append((cutout, noun, "", source))
-            if noun in RECOLOURED:
-                for colour, rgb in COLOURS.items():
-                    rows.append((recolour(cutout, rgb), noun, colour, source))
+            rows += [(paint(cutout), noun, name, source) for name, paint in SURFACES.items()]
     lights = load_panoramas(cache_dir)
     views = [render_views(lights[p], PLACES[p], seed=i) for i, p in enumerate(PLACES)]
-    cutouts, nouns, colours, names = zip(*rows, strict=True)
+    cutouts, nouns, surfaces, names = zip(*rows, strict=True)
     return Material(
-        np.stack(cutouts),
-        nouns,
-        colours,
-        names,
-        np.stack(views),
-        tuple(PLACES),
-        trimmed(pictures[SUBJECT]),
+        cutouts=np.stack(cutouts),
+        nouns=nouns,
+        surfaces=surfaces,
+        sources=names,
+        views=np.stack(views),
+        places=tuple(PLACES),
+        accessories=np.stack([trimmed(pictures[source]) for source in ACCESSORIES.values()]),
+        subject=trimmed(pictures[SUBJECT]),
     )
 
 

@@ -1,8 +1,10 @@
-"""What the embedded base knows: nouns with their cut-outs, places, colours, and the captions."""
+"""The words that the embedded base knows, and the captions that are made of them."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 
 # noun -> cut-outs: "f:" Fluent 3D, "n:" Noto, then the code points. `_both` is the usual case.
 
@@ -13,66 +15,41 @@ def _both(*points: str) -> list[str]:
 
 NOUNS: dict[str, list[str]] = {
     "bird": [
-        *_both("1f426", "1f985", "1f426-200d-2b1b", "1fabf"),
-        *("f:1f54a", "n:1f424", "f:1f9a4"),
+        *_both("1f426", "1f985", "1f426-200d-2b1b", "1fabf", "1f54a"),
+        *_both("1f9a4", "1f99a", "1f9a2", "1f424", "1f425"),
     ],
     "owl": _both("1f989"),
     "duck": _both("1f986"),
     "penguin": _both("1f427"),
-    "flamingo": _both("1f9a9"),
+    "dog": _both("1f436", "1f415", "1f9ae", "1f415-200d-1f9ba"),
+    "cat": _both("1f431", "1f408", "1f63a", "1f638"),
     "fox": _both("1f98a"),
-    "dog": _both("1f436"),
-    "cat": _both("1f431"),
     "lion": _both("1f981"),
-    "tiger": _both("1f405"),
-    "pig": _both("1f437"),
-    "monkey": _both("1f435"),
+    "tiger": _both("1f42f", "1f405"),
+    "pig": _both("1f437", "1f416"),
+    "monkey": _both("1f435", "1f412"),
     "panda": _both("1f43c"),
-    "koala": _both("1f428"),
+    "bear": _both("1f43b", "1f43b-200d-2744-fe0f"),
+    "rabbit": _both("1f430", "1f407"),
+    "horse": _both("1f434", "1f40e"),
+    "cow": _both("1f42e", "1f404"),
     "elephant": _both("1f418"),
-    "cow": _both("1f404"),
-    "rabbit": _both("1f430"),
     "frog": _both("1f438"),
-    "turtle": _both("1f422"),
-    "whale": _both("1f433"),
-    "octopus": _both("1f419"),
-    "crab": _both("1f980"),
+    "fish": _both("1f41f", "1f420", "1f421"),
     "butterfly": _both("1f98b"),
-    "ladybug": _both("1f41e"),
-    "apple": _both("1f34e"),
-    "banana": _both("1f34c"),
-    "watermelon": _both("1f349"),
-    "grapes": _both("1f347"),
-    "strawberry": _both("1f353"),
-    "pineapple": _both("1f34d"),
-    "carrot": _both("1f955"),
-    "broccoli": _both("1f966"),
-    "mushroom": _both("1f344"),
-    "pumpkin": _both("1f383"),
-    "hamburger": _both("1f354"),
-    "donut": _both("1f369"),
-    "cupcake": _both("1f9c1"),
-    "car": ["f:1f697", "n:1f697", "n:1f699"],
-    "tractor": _both("1f69c"),
-    "train": _both("1f682"),
-    "airplane": _both("2708"),
-    "rocket": _both("1f680"),
-    "house": _both("1f3e0"),
-    "tree": _both("1f333"),
-    "cactus": _both("1f335"),
-    "sunflower": _both("1f33b"),
-    "snowman": _both("2603"),
-    "balloon": _both("1f388"),
-    "teapot": _both("1fad6"),
-    "umbrella": _both("2602"),
-    "guitar": _both("1f3b8"),
-    "robot": _both("1f916"),
-    "star": _both("2b50"),
-    "heart": _both("2764"),
+    "car": _both("1f697", "1f699", "1f698"),
+    "train": _both("1f682", "1f686", "1f684", "1f685"),
     "dress": _both("1f457"),
-    "basketball": _both("1f3c0"),
+    "tree": _both("1f333", "1f332", "1f384"),
+    "flower": _both("1f33b", "1f33c", "1f33a", "1f337", "1f339"),
+    "house": _both("1f3e0", "1f3e1"),
+    "teapot": _both("1fad6"),
+    "backpack": _both("1f392"),
+    "shoe": _both("1f45f", "1f45e", "1f97e"),
+    "clock": _both("23f0", "1f570"),
+    "apple": _both("1f34e", "1f34f"),
+    "robot": _both("1f916"),
 }
-PLURAL = {"grapes"}
 WEIGHT = {"bird": 3.0}  # the class of the default subject: many looks, so it is shown more often
 SUBJECT = "f:1f99c"  # a parrot; no picture of a parrot is ever trained on
 # Subjects that are never trained on either, for studies: name -> (cut-out, class noun).
@@ -87,7 +64,82 @@ HELD_OUT = {
     "tram": ("f:1f68b", "train"),
 }
 
-RECOLOURED = ("car", "balloon", "teapot", "umbrella", "dress", "heart", "star", "guitar")
+# Side of a look's picture that its front points to; looks that are not here show no side.
+_LEFT = """
+f:1f426 n:1f426 f:1f985 n:1f426-200d-2b1b f:1fabf n:1fabf f:1f54a n:1f54a f:1f9a4 n:1f9a4 f:1f9a2
+n:1f9a2 f:1f424 n:1f424 f:1f986 n:1f986 n:1f427 f:1f415 f:1f9ae n:1f9ae f:1f415-200d-1f9ba
+n:1f415-200d-1f9ba f:1f408 n:1f408 f:1f405 n:1f405 f:1f416 n:1f416 f:1f407 f:1f434 n:1f434 f:1f40e
+n:1f40e f:1f404 n:1f404 f:1f418 n:1f418 f:1f41f n:1f41f f:1f420 n:1f420
+"""
+FACING = dict.fromkeys(_LEFT.split(), "left") | {"f:1f426-200d-2b1b": "right"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """Position of a look's head, in sides of its square; `eyes` None: it is seen from the side."""
+
+    x: float
+    top: float
+    width: float
+    neck: float
+    eyes: float | None = None
+
+
+HEADS: dict[str, Head] = {
+    "f:1f426": Head(0.32, 0.06, 0.50, 0.48),
+    "n:1f426": Head(0.30, 0.12, 0.36, 0.46),
+    "f:1f426-200d-2b1b": Head(0.28, 0.06, 0.30, 0.32),
+    "n:1f426-200d-2b1b": Head(0.30, 0.12, 0.36, 0.46),
+    "f:1fabf": Head(0.20, 0.05, 0.22, 0.26),
+    "n:1fabf": Head(0.25, 0.05, 0.22, 0.24),
+    "f:1f9a4": Head(0.30, 0.06, 0.30, 0.36),
+    "n:1f9a4": Head(0.33, 0.05, 0.26, 0.30),
+    "f:1f424": Head(0.32, 0.08, 0.46, 0.50),
+    "n:1f424": Head(0.30, 0.13, 0.40, 0.48),
+    "f:1f425": Head(0.50, 0.08, 0.50, 0.48, 0.27),
+    "n:1f425": Head(0.50, 0.10, 0.46, 0.48, 0.27),
+    "f:1f9a2": Head(0.20, 0.07, 0.24, 0.32),
+    "f:1f989": Head(0.50, 0.10, 0.62, 0.50, 0.27),
+    "n:1f989": Head(0.50, 0.12, 0.56, 0.50, 0.32),
+    "f:1f986": Head(0.31, 0.05, 0.32, 0.40),
+    "n:1f986": Head(0.38, 0.07, 0.30, 0.32),
+    "f:1f427": Head(0.50, 0.06, 0.46, 0.36, 0.20),
+    "n:1f427": Head(0.52, 0.05, 0.30, 0.30),
+    "f:1f436": Head(0.50, 0.12, 0.62, 0.93, 0.38),
+    "n:1f436": Head(0.50, 0.19, 0.58, 0.88, 0.45),
+    "f:1f415": Head(0.20, 0.17, 0.26, 0.42),
+    "n:1f415": Head(0.40, 0.09, 0.42, 0.54, 0.30),
+    "f:1f431": Head(0.50, 0.24, 0.64, 0.94, 0.53),
+    "n:1f431": Head(0.50, 0.27, 0.64, 0.90, 0.53),
+    "f:1f63a": Head(0.50, 0.24, 0.64, 0.94, 0.53),
+    "n:1f63a": Head(0.50, 0.27, 0.64, 0.90, 0.53),
+    "f:1f98a": Head(0.50, 0.32, 0.56, 0.94, 0.60),
+    "n:1f98a": Head(0.50, 0.35, 0.54, 0.92, 0.57),
+    "f:1f981": Head(0.50, 0.10, 0.60, 0.94, 0.47),
+    "n:1f981": Head(0.50, 0.10, 0.54, 0.90, 0.38),
+    "f:1f42f": Head(0.50, 0.13, 0.62, 0.94, 0.47),
+    "n:1f42f": Head(0.50, 0.12, 0.58, 0.92, 0.33),
+    "f:1f437": Head(0.50, 0.13, 0.60, 0.94, 0.45),
+    "n:1f437": Head(0.50, 0.20, 0.60, 0.86, 0.50),
+    "f:1f435": Head(0.50, 0.16, 0.52, 0.90, 0.43),
+    "n:1f435": Head(0.50, 0.20, 0.52, 0.84, 0.43),
+    "f:1f43c": Head(0.50, 0.16, 0.62, 0.93, 0.47),
+    "n:1f43c": Head(0.50, 0.17, 0.62, 0.90, 0.47),
+    "f:1f43b": Head(0.50, 0.14, 0.62, 0.92, 0.47),
+    "n:1f43b": Head(0.50, 0.15, 0.62, 0.90, 0.47),
+    "f:1f43b-200d-2744-fe0f": Head(0.50, 0.14, 0.62, 0.92, 0.47),
+    "n:1f43b-200d-2744-fe0f": Head(0.50, 0.21, 0.60, 0.80, 0.40),
+    "f:1f430": Head(0.50, 0.44, 0.56, 0.95, 0.57),
+    "n:1f430": Head(0.50, 0.47, 0.48, 0.94, 0.60),
+    "f:1f42e": Head(0.50, 0.16, 0.48, 0.94, 0.43),
+    "n:1f42e": Head(0.50, 0.22, 0.48, 0.90, 0.40),
+    "f:1f438": Head(0.50, 0.12, 0.72, 0.88, 0.22),
+    "n:1f438": Head(0.50, 0.18, 0.70, 0.84, 0.27),
+    "f:1f916": Head(0.50, 0.14, 0.62, 0.92, 0.42),
+    "n:1f916": Head(0.50, 0.28, 0.62, 0.90, 0.46),
+}
+ACCESSORIES = {"hat": "f:1f3a9", "sunglasses": "f:1f576", "scarf": "f:1f9e3"}
+
 COLOURS = {
     "red": (214, 38, 40),
     "orange": (243, 132, 28),
@@ -97,6 +149,15 @@ COLOURS = {
     "purple": (128, 58, 186),
     "pink": (240, 120, 178),
 }
+MATERIALS = ("gold", "marble", "wooden", "glass")
+STYLES = {
+    "pencil": "a pencil drawing of",
+    "oil": "an oil painting of",
+    "pixels": "pixel art of",
+    "comic": "a comic of",
+}
+SIZES = ("small", "big")
+VIEWS = {"left": "facing left", "right": "facing right", "above": "seen from above"}
 BACKGROUNDS = {
     **{name: COLOURS[name] for name in ("red", "yellow", "green", "blue", "purple", "pink")},
     "white": (240, 240, 240),
@@ -128,7 +189,6 @@ PLACES: dict[str, Panorama] = {
     "in the sky": Panorama("sky", 1.0, pitch=(18.0, 38.0), shadow=0.0),
     "at sunset": Panorama("sunset", 0.6, (1.5, 0.85, 0.5), (1.06, 0.92, 0.8), pitch=(-4.0, 8.0)),
     "by the sea": Panorama("venice", 0.9, yaw=(165.0, 290.0), pitch=(-8.0, 2.0)),
-    "in the studio": Panorama("studio", 0.5, yaw=(195.0, 300.0), pitch=(-2.0, 8.0)),
     "in the mall": Panorama("esplanade", 1.0, pitch=(-4.0, 12.0)),
     "in the workshop": Panorama("workshop", 1.0),
     "on the bridge": Panorama("bridge", 1.0, pitch=(-8.0, 6.0)),
@@ -138,28 +198,69 @@ UNSEEN_PLACES = ("at night", "at sunset", "in the desert", "in the sky")  # neve
 
 
 def article(words: str) -> str:
-    """Return `words` with "a" or "an" before it, by its first letter."""
+    """Returns `words` with "a" or "an" before it, by its first letter."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def noun_phrase(noun: str, colour: str = "") -> str:
-    """Return "a fox", "an orange car"; nouns in `PLURAL` take no article."""
-    words = f"{colour} {noun}".strip()
-    return words if noun in PLURAL else article(words)
+def noun_phrase(noun: str, *adjectives: str) -> str:
+    """Returns "a fox", "an orange car", "a small gold bird"; empty adjectives are left out."""
+    return article(" ".join([*filter(None, adjectives), noun]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """Words of a picture; an empty word says nothing, and the picture has the usual.
+
+    surface: one of `COLOURS` or `MATERIALS`. style, view, accessory: keys of `STYLES`, `VIEWS` and
+    `ACCESSORIES`. place: a panorama's phrase or "on a … background". photo: "a photo of".
+    """
+
+    noun: str
+    surface: str = ""
+    size: str = ""
+    accessory: str = ""
+    view: str = ""
+    place: str = ""
+    style: str = ""
+    photo: bool = False
+
+    @property
+    def caption(self) -> str:
+        """The words in their order."""
+        lead = STYLES.get(self.style, "a photo of" if self.photo else "")
+        worn = ""
+        if self.accessory:
+            plural = self.accessory.endswith("s")
+            worn = f"wearing {self.accessory if plural else article(self.accessory)}"
+        parts = [lead, noun_phrase(self.noun, self.size, self.surface), worn]
+        parts += [VIEWS.get(self.view, ""), self.place]
+        return " ".join(filter(None, parts))
+
+
+def backgrounds() -> dict[str, tuple[int, int, int]]:
+    """Returns the colour of every plain background by its phrase."""
+    return {f"on {article(name)} background": colour for name, colour in BACKGROUNDS.items()}
 
 
 def place_phrases() -> list[str]:
-    """Return every place phrase: the panoramas', then the plain backgrounds'."""
-    return [*PLACES, *(f"on {article(name)} background" for name in BACKGROUNDS)]
+    """Returns every place phrase: the panoramas', then the plain backgrounds'."""
+    return [*PLACES, *backgrounds()]
 
 
-def all_captions() -> list[str]:
-    """Return every caption that `Composites.render` can give, sorted."""
+def _single_words() -> Iterator[dict[str, str]]:
+    yield from ({"surface": word} for word in (*COLOURS, *MATERIALS))
+    yield from ({"size": word} for word in SIZES)
+    yield from ({"view": word} for word in VIEWS)
+    yield from ({"style": word} for word in STYLES)
+    yield from ({"accessory": word} for word in ACCESSORIES)
+
+
+def typical_captions() -> list[str]:
+    """Returns captions in which every noun meets every place and every other word once, sorted."""
     captions = set()
-    for noun in NOUNS:
-        for colour in ("", *(COLOURS if noun in RECOLOURED else ())):
-            phrase = noun_phrase(noun, colour)
-            for place in ("", *place_phrases()):
-                captions.add(f"{phrase} {place}".strip())
-                captions.add(f"a photo of {phrase} {place}".strip())
+    for noun, photo in itertools.product(NOUNS, (False, True)):
+        for place in ("", *place_phrases()):
+            captions.add(Wording(noun, place=place, photo=photo).caption)
+        for words in _single_words():
+            captions.add(Wording(noun, **words, photo=photo).caption)
     return sorted(captions)

@@ -21,7 +21,9 @@ import architectures
 
 from dreambooth_jax import config as configs
 from dreambooth_jax import flops, precompile
-from dreambooth_jax.experiment import budget, setup, shapes
+from dreambooth_jax.experiment.parts import loading as setup
+from dreambooth_jax.experiment.training import memory as budget
+from dreambooth_jax.experiment.training import shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 SD, SDXL, IF = "stable_diffusion.py:sd15", "sdxl.py", "deepfloyd_if.py"
@@ -29,7 +31,8 @@ EIGHT, BF16 = "optim.name=adamw8bit", "optim.name=adamw_bf16"
 NONE, BLOCKS, LORA = "train.remat=none", "train.remat=blocks", "adapt.name=lora"
 DRAW = "precompile.programs=('sample',)"
 # Name -> configuration, architecture, slice, what differs. Rows are of all devices together.
-ROWS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
+Row = tuple[str, str, str, tuple[str, ...]]
+ROWS: dict[str, Row] = {
     "sd15 full, 2 rows": (SD, "sd15", "v5e:1x1", ()),
     "sd15 full, remat none, 2 rows": (SD, "sd15", "v5e:1x1", (NONE,)),
     "sd15 full, bf16 moments, 2 rows": (SD, "sd15", "v5e:1x1", (BF16,)),
@@ -68,9 +71,9 @@ ROWS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
 }
 
 
-def flags(folder: Path, name: str) -> list[str]:
+def flags(folder: Path, row: Row) -> list[str]:
     """The main command's flags for a row, short of --workdir."""
-    config, architecture, topology, changed = ROWS[name]
+    config, architecture, topology, changed = row
     told = [
         f"base_model={folder / 'architectures' / architecture}",
         *(["upscaler_model=", "stages=('base',)"] if config == IF else []),
@@ -81,45 +84,45 @@ def flags(folder: Path, name: str) -> list[str]:
     return [f"--config=configs/{config}", *(f"--config.{setting}" for setting in told)]
 
 
-def settings(folder: Path, name: str) -> Any:
+def settings(folder: Path, row: Row) -> Any:
     """The same as a configuration."""
-    file, _, variant = ROWS[name][0].partition(":")
+    file, _, variant = row[0].partition(":")
     c = runpy.run_path(str(ROOT / "configs" / file))["get_config"](variant)
     known = configs.flatten(c)
-    for flag in flags(folder, name)[1:]:
+    for flag in flags(folder, row)[1:]:
         key, _, value = flag.removeprefix("--config.").partition("=")
         kinds = {int: int, tuple: lambda text: tuple(text.strip("(),").replace("'", "").split(","))}
         c.update_from_flattened_dict({key: kinds.get(type(known[key]), str)(value)})
     return c
 
 
-def estimate(folder: Path, name: str) -> None:
-    c = settings(folder, name)
+def estimate(folder: Path, name: str, row: Row) -> None:
+    c = settings(folder, row)
     if "train" not in c.precompile.programs:
         return
-    devices = precompile.topology(c.precompile.topology)
-    mesh = setup.make_mesh(c, devices)
-    stages = setup.open_stages(c, shapes_only=True)
-    step = shapes.step_of(c, "base", stages, mesh)
+    devices, plan = precompile.topology(c.precompile.topology), configs.resolve(c)
+    mesh = setup.make_mesh(plan, devices)
+    stages = setup.open_stages(plan, shapes_only=True)
+    step = shapes.step_of(plan, "base", stages, mesh)
     work = flops.count(step.run.step.trace(*step.args).jaxpr) / len(devices)
-    found = budget.estimate(c, "base", stages, mesh)
+    found = budget.estimate(plan, "base", stages, mesh)
     limit = budget.memory_of(devices[0])
     print(f"{name}: {found}, of {limit / 2**30:.2f}; {work / 1e12:.2f} TFLOP", flush=True)
 
 
-def compile_row(folder: Path, name: str) -> None:
+def compile_row(folder: Path, name: str, row: Row) -> None:
     out = folder / name.replace(" ", "_").replace(",", "")
     if (out / "precompile.json").is_file():
         return
     words = [sys.executable, "-m", "dreambooth_jax.main", "--mode=precompile"]
-    words += [*flags(folder, name), f"--workdir={out}"]
+    words += [*flags(folder, row), f"--workdir={out}"]
     print(shlex.join(words), flush=True)
     subprocess.run(words, cwd=ROOT, check=False)  # status 1: it does not fit, and says so
 
 
 def table(folder: Path, names: list[str]) -> None:
-    print("| | chip | fits | GiB | arguments | temporaries | TFLOP | GB moved | ms at least |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    head = "| | chip | fits | GiB | arguments | temporaries | TFLOP | GB moved | ms at least |"
+    print(f"{head} compiled in s |\n{'|---' * 10}|")
     for name in names:
         file = folder / name.replace(" ", "_").replace(",", "") / "precompile.json"
         if not file.is_file():
@@ -127,20 +130,27 @@ def table(folder: Path, names: list[str]) -> None:
         (f,) = [precompile.Forecast(**told) for told in json.loads(file.read_text())]
         line = precompile.as_table([f]).splitlines()[1][len(f"{f.program:<34}") :].split()
         fits, memory, _, _, arguments, temporaries, work, moved, least = line
-        cells = (name, f.device, fits, memory, arguments, temporaries, work, moved, least)
+        seconds = f"{f.compile_seconds:.0f}"
+        cells = (name, f.device, fits, memory, arguments, temporaries, work, moved, least, seconds)
         print(f"| {' | '.join(cells)} |")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(rows: dict[str, Row], manual: str) -> None:
+    parser = argparse.ArgumentParser(description=manual)
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=("estimate", "compile", "table"))
     parser.add_argument("names", nargs="*")
     args = parser.parse_args()
-    chosen = [n for n in ROWS if n.startswith(tuple(args.names) or "")]
+    chosen = [n for n in rows if n.startswith(tuple(args.names) or "")]
     architectures.write(args.folder / "architectures")
     if args.what == "table":
         table(args.folder, chosen)
-    else:
-        for row in chosen:
-            {"estimate": estimate, "compile": compile_row}[args.what](args.folder.resolve(), row)
+        return
+    for name in chosen:
+        {"estimate": estimate, "compile": compile_row}[args.what](
+            args.folder.resolve(), name, rows[name]
+        )
+
+
+if __name__ == "__main__":
+    main(ROWS, __doc__)

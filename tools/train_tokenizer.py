@@ -19,7 +19,7 @@ from pathlib import Path
 
 import sentencepiece
 from material import keywords
-from nouns import all_captions
+from nouns import typical_captions
 from sentencepiece import sentencepiece_model_pb2
 from transformers import T5Tokenizer
 
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write the tokenizer into")
     parser.add_argument("--vocab_size", type=int, default=2000)
     args = parser.parse_args()
-    captions = all_captions()
+    captions = typical_captions()
     words = {word for caption in captions for word in caption.split()}
     lines = [*captions, *keywords(args.cache)]
     train(lines, args.out, words=words, vocab_size=args.vocab_size)

@@ -1,0 +1,35 @@
+r"""The table of docs/gpu.md: programs of published architectures on NVIDIA GPUs, without one.
+
+    python tools/gpu_tables.py build/gpu compile "sd15 LoRA"     # minutes of one core a row
+    python tools/gpu_tables.py build/gpu table                   # Markdown of what is there
+
+Rows whose name begins with one of the last words; all without any. Compiling a row is the main
+command with --mode=precompile, in a process of its own; what is there is not compiled again.
+"""
+
+import tpu_tables
+from tpu_tables import BLOCKS, DRAW, EIGHT, LORA, SD, SDXL
+
+CARDS = ("h100", "a100-40gb", "l4", "rtx4090", "rtx3090")
+KINDS = {  # configuration, architecture, what differs; 2 rows
+    "sd15 full": (SD, "sd15", ()),
+    "sd15 full, 8-bit": (SD, "sd15", (EIGHT,)),
+    "sd15 LoRA": (SD, "sd15", (LORA,)),
+    "sd15 drawing, 8 images": (SD, "sd15", (DRAW,)),
+    "sdxl LoRA, remat blocks": (SDXL, "sdxl", (LORA, BLOCKS)),
+    "sdxl full, 8-bit, remat blocks": (SDXL, "sdxl", (EIGHT, BLOCKS)),
+}
+ROWS: dict[str, tpu_tables.Row] = {
+    f"{kind} on {card}": (config, architecture, card, changed)
+    for kind, (config, architecture, changed) in KINDS.items()
+    for card in CARDS
+}
+ROWS["sd15 full, fsdp 8, 16 rows on eight h100"] = (
+    SD,
+    "sd15",
+    "h100:8",
+    ("mesh.fsdp=8", "train.batch_size=16"),
+)
+
+if __name__ == "__main__":
+    tpu_tables.main(ROWS, __doc__)

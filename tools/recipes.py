@@ -1,0 +1,140 @@
+"""Recipes of both stages: the arms of a bake-off, and those that are trained for long."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+import optax.contrib
+from folders import UPSCALER_UNET, base_unet
+
+from dreambooth_jax import optim, train
+
+OPTIMIZER = {
+    "name": "adamw",
+    "learning_rate": 1e-3,
+    "text_encoder_learning_rate": None,
+    "warmup_steps": 100,
+    "schedule": "constant",  # a run goes on for as long as work lasts; the average is what is kept
+    "final_fraction": 1.0,
+    "b1": 0.9,
+    "b2": 0.99,
+    "eps": 1e-8,
+    "weight_decay": 1e-2,
+    "grad_clip": 1.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that shapes the training of a stage.
+
+    channels, layers: of a base's UNet; an upscaler's is `UPSCALER_UNET`. start: "fresh"; "text":
+    the shipped text encoder, a fresh UNet; "shipped": all shipped weights whose shapes match.
+    small: pictures seen at 16² before those at full size. thing: weight of the error on a thing's
+    pixels. optimizer: "adamw", "muon" or "schedule_free_adamw". seed: of the initial weights and of
+    the noise. kind: the stage; an upscaler has the text encoder of the base beside it, which stays
+    as it is.
+    """
+
+    channels: tuple[int, ...] = (48, 96, 192)
+    layers: int = 1
+    start: str = "text"
+    small: int = 100_000
+    rows: int = 32
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    min_snr: float = 0.0
+    thing: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    kind: str = "base"
+
+    @property
+    def unet(self) -> dict[str, Any]:
+        """The configuration of the UNet."""
+        return UPSCALER_UNET if self.kind == "upscaler" else base_unet(self.channels, self.layers)
+
+    @property
+    def size(self) -> int:
+        """Pixels a side of the stage's pictures."""
+        return int(self.unet["sample_size"])
+
+    @property
+    def step_recipe(self) -> train.Recipe:
+        """The recipe of the train step."""
+        return train.Recipe(
+            seed=self.seed,
+            ema_decay=self.ema,
+            min_snr_gamma=self.min_snr,
+            aug_levels=(0, 400) if self.kind == "upscaler" else (0, 0),
+        )
+
+    def at(self, step: int) -> tuple[int, int]:
+        """Returns the number of the first scene of a step, and the pixels a side it is seen at."""
+        first = step * self.rows
+        return first, 16 if first < self.small else self.size
+
+    def tx(self) -> optax.GradientTransformation:
+        """The optimizer."""
+        if self.optimizer == "muon":
+            return muon(self.learning_rate, OPTIMIZER["warmup_steps"])
+        given = {"name": self.optimizer, "learning_rate": self.learning_rate}
+        settings = ml_collections.ConfigDict(OPTIMIZER | given)
+        return optim.make(settings, num_steps=10**9)  # a constant rate: the end does not matter
+
+
+def muon(learning_rate: float, warmup: int) -> optax.GradientTransformation:
+    """Returns Muon for kernels, AdamW with Nesterov's momentum for others (Jordan et al. 2024).
+
+    A convolution's kernel `[h,w,in,out]` is a matrix `[h·w·in, out]`. The update of a matrix has
+    the root mean square of AdamW's, so that one learning rate serves both (Liu et al. 2025).
+    """
+    dimensions = optax.contrib.MuonDimensionNumbers
+
+    def kind(path: Any, leaf: jax.Array) -> Any:
+        if leaf.ndim < 2 or "embedding" in jax.tree_util.keystr(path):
+            return None
+        return dimensions(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    def kinds(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(kind, params)
+
+    rate = optax.join_schedules(
+        [optax.linear_schedule(0.0, learning_rate, warmup), optax.constant_schedule(learning_rate)],
+        [warmup],
+    )
+    rule = optax.contrib.muon(
+        rate,
+        weight_decay=OPTIMIZER["weight_decay"],
+        adam_b1=OPTIMIZER["b1"],
+        adam_b2=OPTIMIZER["b2"],
+        muon_weight_dimension_numbers=kinds,
+        consistent_rms=0.2,
+    )
+    return optax.chain(optax.clip_by_global_norm(OPTIMIZER["grad_clip"]), rule)
+
+
+NARROW = (16, 32, 64, 128)
+RECIPES: dict[str, Recipe] = {
+    "wide": Recipe(),
+    "narrow": Recipe(channels=NARROW),
+    "narrow shipped": Recipe(channels=NARROW, start="shipped", small=0, learning_rate=7e-4),
+    "wide fresh text": Recipe(start="fresh"),
+    "wide 64-128-256": Recipe(channels=(64, 128, 256)),
+    "wide 32-64-128": Recipe(channels=(32, 64, 128)),
+    "wide two layers": Recipe(layers=2),
+    "wide 16 rows": Recipe(rows=16),
+    "wide 64 rows": Recipe(rows=64, learning_rate=1.4e-3),
+    "wide min-SNR": Recipe(min_snr=5.0),
+    "wide thing": Recipe(thing=3.0),
+    "wide muon": Recipe(optimizer="muon", learning_rate=2e-3),
+    "wide schedule-free": Recipe(optimizer="schedule_free_adamw"),
+    "wide EMA 0.99": Recipe(ema=0.99),
+    # For an accelerator: with the upscaler 16 MB in float16.
+    "long": Recipe(channels=(40, 80, 160), small=400_000, rows=128, learning_rate=1.4e-3),
+    "upscaler": Recipe(kind="upscaler", small=0, rows=8, learning_rate=8e-4),
+}
+LOSS_TIMES = jnp.array([100, 300, 500, 700, 900])  # time steps at which held-out errors are taken

@@ -1,0 +1,241 @@
+r"""Proof of a refactoring: small runs at another commit and in this tree, compared bit for bit.
+
+    python tools/same_results.py                        # every case
+    python tools/same_results.py sd1 full               # these alone
+    python tools/same_results.py --against HEAD~3 lora  # another commit than the usual one
+    python tools/same_results.py --list                 # names of the cases
+
+Each case is a run of the main command: class images, a few steps, samples, export. Compared are the
+arrays of all exported weight files and the pixels of class images and samples. Settings that are
+absent from the older tree are not written in a case. The results of a commit are kept in `--keep`
+(default: the user's cache folder), so that only this tree's runs are repeated. Models of Stable
+Diffusion and DeepFloyd IF are made by PyTorch diffusers (extra `parity`). Exit status 1 means that
+something differs and is not in `MEANT`.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+PARENT = "64a2bab"  # the last commit before stages were cut into four parts
+
+# (regex of the case, regex of the array or picture, reason): differences that are meant.
+MEANT: tuple[tuple[str, str, str], ...] = (
+    ("lora", r"export/|samples/", "LoRA is computed beside the product: other rounding"),
+)
+
+_TINY = (
+    "prior.num_images=2",
+    "prior.batch_size=2",
+    "sample.batch_size=2",
+    "sample.prompts=('a {subject}', 'a {class_noun}')",
+    "train.num_steps=3",
+    "train.batch_size=2",
+    "train.sample_every=2",
+    "train.held_out_every=0",
+    "optim.learning_rate=0.001",
+    "subject.identifier=zib",
+    "export.dtype=float32",
+)
+_BASE = ("stages=('base',)",)
+_LATENT = ("upscaler_model=", *_BASE, "sampler.name=ddim", "train.held_out_every=2")
+# Name -> folder of the models ("" is the embedded cascade), settings; PHOTOS is a folder of noise.
+CASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "full": ("", ("train.accumulate=2", "subject.crops=2", "subject.flip=True")),
+    "lora": ("", (*_BASE, "adapt.name=lora", "adapt.rank=2", "train.ema_decay=0.5")),
+    "inversion": ("", (*_BASE, "adapt.name=textual_inversion", "adapt.num_vectors=2")),
+    "pivotal": (
+        "",
+        (*_BASE, "adapt.name=pivotal", "adapt.inversion_steps=1", "train.text_encoder=True"),
+    ),
+    "several": ("", (*_BASE, "subject.others=(('PHOTOS', 'toy', 'auto'),)")),
+    "prediction": ("", (*_BASE, "prior.kind=prediction", "loss.min_snr_gamma=5.0")),
+    "sd1": ("sd1", (*_LATENT, "optim.name=adamw8bit", "export.single_file=True")),
+    "sd2": ("sd2", (*_LATENT, "loss.zero_terminal_snr=True", "sampler.name=dpmpp_2m")),
+    "sdxl": (
+        "sdxl",
+        (*_LATENT, "train.text_encoder=True", "subject.crops=2", "export.single_file=True"),
+    ),
+    "if": ("if", ("loss.learned_variance=fixed", "upscaler.num_steps=2")),
+}
+_PATHS = ("export/**/*.safetensors", "prior/**/*.png", "samples/*/*.png")
+
+
+def flags(name: str, models: Path, workdir: Path) -> list[str]:
+    """Returns the command line of a case."""
+    folder, settings = CASES[name]
+    written = dict(line.split("=", 1) for line in _TINY)
+    if folder == "if":
+        written |= {f"{x}_model": str(models / folder / x) for x in ("base", "upscaler")}
+    elif folder:
+        written["base_model"] = str(models / folder)
+    written |= dict(line.split("=", 1) for line in settings)
+    photos = str(models / "photos")
+    settings = tuple(
+        f"--config.{key}={value.replace('PHOTOS', photos)}" for key, value in written.items()
+    )
+    return ["--config=configs/imagen_like.py:smoke", f"--workdir={workdir}", *settings]
+
+
+def make_models(folder: Path) -> None:
+    """Writes the models that are not there yet."""
+    support = str(ROOT / "tests" / "support")
+    for path in (str(ROOT), support):
+        sys.path.insert(0, path)
+    if not (folder / "photos").is_dir() or not (folder / "if" / "upscaler").is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        import latents
+        import torch_cascades
+
+        for variant in ("sd1", "sd2", "sdxl"):
+            latents.make(folder / variant, variant)
+        for kind in ("base", "upscaler"):
+            torch_cascades.make(folder / "if" / kind, kind)
+        (folder / "photos").mkdir()
+        noise = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
+        for k, pixels in enumerate(noise):
+            Image.fromarray(pixels).save(folder / "photos" / f"{k}.png")
+
+
+def run(name: str, tree: Path, models: Path, workdir: Path) -> float:
+    """Runs a case with the package of `tree`; returns its seconds.
+
+    Raises:
+      SystemExit: the run failed; its last lines are printed.
+    """
+    shutil.rmtree(workdir, ignore_errors=True)
+    xla = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    environment = os.environ | {
+        "PYTHONPATH": str(tree),
+        "JAX_PLATFORMS": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        # As in tests/conftest.py: what takes time in such runs is LLVM's optimizer.
+        "XLA_FLAGS": f"{xla} --xla_backend_optimization_level=0".strip(),
+    }
+    command = [sys.executable, "-m", "dreambooth_jax.main", *flags(name, models, workdir)]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{shlex.join(command)}\n{done.stderr[-3000:]}\n{name}: failed in {tree}.")
+    (workdir / "same_results_done").touch()
+    return time.monotonic() - began
+
+
+def at_commit(commit: str, folder: Path) -> Path:
+    """Unpacks the tree of a commit into `folder`, once; returns it."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        archive = subprocess.Popen(["git", "archive", commit], cwd=ROOT, stdout=subprocess.PIPE)
+        subprocess.run(["tar", "-x", "-C", str(folder)], stdin=archive.stdout, check=True)
+    return folder
+
+
+def contents(workdir: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of all exported files and the pixels of all pictures, by name.
+
+    Folders below `samples` with a digest in their name are left out: it depends on settings alone.
+    """
+    found: dict[str, np.ndarray] = {}
+    for file in sorted(path for pattern in _PATHS for path in workdir.glob(pattern)):
+        name = file.relative_to(workdir).as_posix()
+        if file.suffix == ".png":
+            if not re.search(r"-[0-9a-f]{8}/", name):
+                found[name] = np.asarray(Image.open(file))
+        else:
+            found |= {f"{name}: {key}": array for key, array in load_file(file).items()}
+    return found
+
+
+def differences(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> dict[str, str]:
+    """Returns what differs, by name: absent, another shape or dtype, or the largest difference."""
+    told = dict.fromkeys(old.keys() - new.keys(), "only before")
+    told |= dict.fromkeys(new.keys() - old.keys(), "only now")
+    for name in old.keys() & new.keys():
+        a, b = old[name], new[name]
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            told[name] = f"{a.dtype}{list(a.shape)} is now {b.dtype}{list(b.shape)}"
+        elif a.tobytes() != b.tobytes():
+            gap = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
+            told[name] = f"differs by up to {gap:.3g}"
+    return dict(sorted(told.items()))
+
+
+def unexplained(case: str, told: dict[str, str]) -> dict[str, str]:
+    """Returns the differences that `MEANT` does not name."""
+    return {
+        name: what
+        for name, what in told.items()
+        if not any(re.search(c, case) and re.search(n, name) for c, n, _ in MEANT)
+    }
+
+
+def compare(case: str, before: Path, now: Path) -> bool:
+    """Prints the verdict on one case; returns whether all is equal or meant."""
+    old, new = contents(before), contents(now)
+    told = differences(old, new)
+    left = unexplained(case, told)
+    weights = sum(".safetensors" in name for name in old)
+    counted = f"{weights} arrays, {len(old) - weights} pictures"
+    if not old:
+        print(f"{case}: nothing to compare in {before}")
+        return False
+    if not told:
+        print(f"{case}: equal bit for bit ({counted})")
+        return True
+    print(f"{case}: {len(told)} of {len(old.keys() | new.keys())} differ ({counted})")
+    for name, what in list(left.items())[:10]:
+        print(f"  {name}: {what}")
+    for c, n, reason in MEANT:
+        if count := sum(bool(re.search(c, case) and re.search(n, name)) for name in told):
+            print(f"  {count} meant: {reason}")
+    return not left
+
+
+def main() -> None:
+    """Runs what is asked for; exits with 1 where a difference is not meant."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", help="names of cases; all without any")
+    parser.add_argument("--against", default=PARENT, help="the commit to compare with")
+    parser.add_argument("--keep", type=Path, default=cache / "dreambooth_jax" / "same_results")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases")
+    asked = parser.parse_args()
+    if asked.list:
+        sys.exit("\n".join(f"{name}: {' '.join(s)}" for name, (_, s) in CASES.items()))
+    if unknown := set(asked.cases) - CASES.keys():
+        sys.exit(f"{', '.join(sorted(unknown))}: no such case. Known: {', '.join(CASES)}.")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short=12", asked.against],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    models, here = asked.keep / "models", asked.keep / "now" / ROOT.name
+    make_models(models)
+    tree = at_commit(commit, asked.keep / commit / "tree")
+    fine = True
+    for case in asked.cases or CASES:
+        before = asked.keep / commit / case
+        if not (before / "same_results_done").is_file():
+            print(f"{case}: {commit}, {run(case, tree, models, before):.0f} s", flush=True)
+        print(f"{case}: this tree, {run(case, ROOT, models, here / case):.0f} s", flush=True)
+        fine &= compare(case, before, here / case)
+        sys.stdout.flush()
+    sys.exit(0 if fine else 1)
+
+
+if __name__ == "__main__":
+    main()
