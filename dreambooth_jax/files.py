@@ -26,11 +26,12 @@ def at(place: str | os.PathLike[str]) -> Path:
     """The path of a file or folder; `~` is the user's.
 
     Raises:
-      ValueError: an address of another kind than gs://, or gcsfs, which speaks with it, is absent.
+      ValueError: an address of another kind than gs://, or gcsfs, which speaks with it, is absent;
+        or see `local`.
     """
     text = os.fspath(place)
     if "://" not in text:
-        return Path(text).expanduser()
+        return local(text)
     if not text.startswith(_BUCKET):
         raise ValueError(
             f"{text}: expected a folder, or an address gs://BUCKET/FOLDER. Mount other storage and "
@@ -46,6 +47,18 @@ def at(place: str | os.PathLike[str]) -> Path:
     # Other hosts write there as well: a listing is asked for anew each time.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return cast(Path, epath.Path(text))
+
+
+def local(place: str | os.PathLike[str]) -> Path:
+    """The path of a file or folder of this computer; `~` is the user's.
+
+    Raises:
+      ValueError: `~NAME` of a user that this computer does not know, or `~` where none is known.
+    """
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{os.fspath(place)}: {error} Write the folder in full.") from error
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

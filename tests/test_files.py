@@ -36,6 +36,12 @@ def test_addresses_that_cannot_be_reached() -> None:
         files.at("gs://b/run")
 
 
+def test_the_folder_of_a_user_who_is_not_here_is_told() -> None:
+    for path in (files.at, files.local):
+        with pytest.raises(ValueError, match=r"~nobody-here/run: .*Write the folder in full"):
+            path("~nobody-here/run")
+
+
 class Bucket:
     """A listing of a bucket with names of anybody's choice, as gcsfs gives it."""
 

@@ -16,6 +16,7 @@ from dreambooth_jax.config.problems import Problem, raise_all, suggest
 from dreambooth_jax.config.problems import default as _default
 from dreambooth_jax.config.problems import write as _write
 from dreambooth_jax.data.prompts import PROMPT_SETS
+from dreambooth_jax.data.subject_table import folder_of
 
 _LEAST_PRODIGY = 0.1  # of its learning rate, which is a factor there
 # What sample.prompts may hold in braces.
@@ -181,7 +182,7 @@ def _wrong_names(c: Mapping[str, Any]) -> Iterator[Problem]:
     for expected in _wrong_identifier(identifier, noun):
         yield Problem(key, identifier, expected, _default(key))
 
-    key, taken = "subject.others", [identifier.lower()]
+    key, taken, nouns = "subject.others", [identifier.lower()], [noun]
     for other in c[key]:
         example = _write(key, (("photos/cat", "cat", "auto"),))
         if not (isinstance(other, tuple) and len(other) == 3 and all(map(_is_text, other))):
@@ -197,6 +198,13 @@ def _wrong_names(c: Mapping[str, Any]) -> Iterator[Problem]:
             expected = "another word for each subject"
             yield Problem(key, identifier, expected, "Write 'auto' in its place.")
         taken.append(identifier.lower())
+        near = [x for x in nouns if x != noun and folder_of(x) == folder_of(noun)]
+        if near:
+            expected = (
+                f"{near[0]!r}, or a noun of its own: class images lie in a folder of its name"
+            )
+            yield Problem(key, noun, expected, f"Write {near[0]!r} in its place.")
+        nouns.append(noun)
 
 
 def _is_text(value: Any) -> bool:

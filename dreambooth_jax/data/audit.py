@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from dreambooth_jax import files
 from dreambooth_jax.data import annotations, cropping, images, shapes
 from dreambooth_jax.data.annotations import NOTHING, Wanted
 from dreambooth_jax.data.colour import RGB, WHITE, ImageError, Note
@@ -279,7 +280,7 @@ def _check_folder(folder: str | os.PathLike[str], hint: str) -> pathlib.Path:
     name = os.fspath(folder)
     if "://" in name:
         raise AuditError(f"{name} is a remote address; copy the photos to a local folder first")
-    path = pathlib.Path(name).expanduser()
+    path = files.local(name)
     if not path.exists():
         near = path.parent
         while not near.exists():

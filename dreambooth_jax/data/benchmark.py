@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from dreambooth_jax import files
 from dreambooth_jax.data.audit import Audit, AuditError, audit
 from dreambooth_jax.data.images import Size
 from dreambooth_jax.data.prompts import PROMPT_SETS
@@ -114,7 +115,7 @@ def locate(folder: str | os.PathLike[str]) -> Checkout:
     Raises:
       AuditError: it is no folder, or has none of the 30 subjects.
     """
-    root = Path(folder).expanduser()
+    root = files.local(folder)
     if not root.is_dir():
         raise AuditError(
             f"No folder {root}. Expected a copy of the DreamBooth data set: write "

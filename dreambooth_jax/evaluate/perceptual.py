@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from dreambooth_jax import tree, weights
+from dreambooth_jax import files, tree, weights
 from dreambooth_jax.evaluate import array_file, batched
 from dreambooth_jax.evaluate.preparation import LPIPS
 from dreambooth_jax.models import lpips
@@ -27,7 +27,7 @@ def weight_file(name: str, given: str = "") -> Path:
       ModuleNotFoundError: the package is not installed; says what to write.
     """
     if given:
-        path = Path(given).expanduser()
+        path = files.local(given)
         if not path.exists():
             raise FileNotFoundError(
                 f"no {given!r}: expected a folder with model.safetensors, the state dictionary of "

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dreambooth_jax import untrusted
+from dreambooth_jax import files, untrusted
 from dreambooth_jax.data import images
 from dreambooth_jax.data.colour import ImageError
 from dreambooth_jax.data.prompts import mentions
@@ -54,17 +54,17 @@ def read(folder: str | Path) -> Pictures:
       FileNotFoundError: no such folder, or no picture in it.
       ValueError: a file cannot be read, or `prompts.json` names files that are not there.
     """
-    root = Path(folder).expanduser()
+    root = files.local(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r}; expected one with pictures.")
-    files = [
+    paths = [
         path
         for path in sorted(root.rglob("*"))
         if path.suffix.lower() in _SUFFIXES and path.is_file() and not path.name.startswith(".")
     ]
-    told = _told(root, files)
+    told = _told(root, paths)
     found: list[tuple[np.ndarray, str]] = []
-    for path in files:
+    for path in paths:
         name = path.relative_to(root)
         prompt = told.get(name.as_posix()) or _own(path)
         if prompt is None and path.name == _SHEET:

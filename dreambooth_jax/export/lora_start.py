@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreambooth_jax import untrusted, weights
+from dreambooth_jax import files, untrusted, weights
 from dreambooth_jax.adapt import lora
 from dreambooth_jax.export import lora_file
 from dreambooth_jax.pipeline import Stage, lora_reader
@@ -38,7 +38,7 @@ def place_of(given: str) -> Path:
     Raises:
       FileNotFoundError: there is none.
     """
-    path = Path(given).expanduser()
+    path = files.local(given)
     path = path / lora_file.PEFT if path.is_dir() else path
     if not path.is_file() or path.suffix.lower() != ".safetensors":
         raise FileNotFoundError(

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import logging
 
-from dreambooth_jax import untrusted, weights
+from dreambooth_jax import files, untrusted, weights
 from dreambooth_jax.families.single_files import (
     DENOISER,
     Place,
@@ -93,7 +93,7 @@ class Sources:
 
 def is_file(name: str) -> bool:
     """Returns True for the path of a safetensors file that is there."""
-    path = Path(name).expanduser()
+    path = files.local(name)
     return path.suffix.lower() == ".safetensors" and path.is_file()
 
 
@@ -125,7 +125,7 @@ def of_file(name: str, sources: Sources, open_folder: OpenFolder) -> Path:
     Raises:
       FileNotFoundError, FileError: what is missing, or does not fit the settings.
     """
-    file = Path(name).expanduser().resolve()
+    file = files.local(name).resolve()
     with weights.opened(file) as tensors:
         names, about = dict.fromkeys(tensors.keys()), dict(tensors.metadata() or {})
     model = sources.settings or settings_of(file, names)
@@ -288,7 +288,7 @@ def _vae_folder(root: Path, sources: Sources, open_folder: OpenFolder) -> Path:
 
 def _vae_of_file(root: Path, sources: Sources, open_folder: OpenFolder) -> Path:
     """The folder made of an autoencoder's single file, or of that in a model's one."""
-    file, stage = Path(sources.vae).expanduser().resolve(), open_folder(root)
+    file, stage = files.local(sources.vae).resolve(), open_folder(root)
     own = [place for place in places(stage) if place.part == "vae"]
     with weights.opened(file) as tensors:
         names = dict.fromkeys(tensors.keys())

@@ -51,7 +51,7 @@ def locate(
     if files.is_remote(name):
         fetch = functools.partial(_mirrored, name, cache_dir=cache_dir, offline=offline)
         return _with_plain(fetch, wanted, variant if weights and not patterns else None)
-    folder = Path(name).expanduser()
+    folder = files.local(name)
     if folder.is_dir():
         return folder
     if kind != "encoder" and name.lower().endswith((".safetensors", ".ckpt", ".gguf")):
@@ -74,7 +74,7 @@ def cache_folder(cache_dir: str | None) -> Path:
     """The folder of what was downloaded or made from it: `cache_dir`, or as HF_HOME says."""
     from huggingface_hub import constants
 
-    return Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+    return files.local(cache_dir or constants.HF_HUB_CACHE)
 
 
 def wanted_files(variant: str | None, *, parts: Sequence[str] = ("*",)) -> list[str]:

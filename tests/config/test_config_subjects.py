@@ -23,6 +23,10 @@ from dreambooth_jax import config
             {"subject__identifier": "zib", "subject__others": (("cat", "cat", "Zib"),)},
             ["subject.others = 'Zib'", "another word for each subject"],
         ),
+        (
+            {"subject__class_noun": "clay pot", "subject__others": (("x", "clay_pot", "auto"),)},
+            ["subject.others = 'clay_pot'", "Write 'clay pot' in its place"],
+        ),
         ({"subject__captions": "file"}, ["subject.captions = 'file'", "Did you mean 'files'?"]),
         ({"subject__masks": "alhpa"}, ["subject.masks = 'alhpa'", "Did you mean 'alpha'?"]),
         ({"loss__outside_mask": -0.1}, ["loss.outside_mask = -0.1", "[0, 1]"]),

@@ -1,6 +1,7 @@
 """Many subjects in one program: each as in a run of its own, and a broken folder stops but one."""
 
 import json
+import os
 
 import commands
 import numpy as np
@@ -8,7 +9,11 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax import config as configs
+from dreambooth_jax import lock, train
+from dreambooth_jax.data import subject_table
+from dreambooth_jax.experiment.modes.fleet import config_of
 from dreambooth_jax.experiment.modes.table import MODES
+from dreambooth_jax.experiment.parts import class_images, loading
 
 LORA = {
     "stages": ("base",),
@@ -95,9 +100,67 @@ def test_each_is_as_trained_alone_and_a_broken_folder_stops_its_subject_only(cas
     assert (tmp_path / "fleet" / "red" / "report.html").stat().st_mtime_ns == before
 
 
+def broken_rows(place):
+    """Rows of a table, by name: cell of photos, noun, word, and what the reason must tell."""
+    photos(place / "good", (200, 40, 40))
+    photos(place / "torn", (40, 200, 40))
+    for file in (place / "torn").iterdir():
+        file.write_bytes(file.read_bytes()[:60])
+    os.mkfifo(place / "pipe")
+    return {
+        "first": ("good", "dog", "zib", ""),
+        "absent": ("absent", "dog", "auto", "No such folder"),
+        "torn": ("torn", "dog", "auto", "No usable photo"),
+        "piped": ("pipe", "dog", "auto", "pipe"),
+        "long": ("x" * 300, "dog", "auto", "name too long"),
+        "article": ("good", "a dog", "auto", "a noun without article"),
+        "word": ("good", "dog", "two words", "one word of letters"),
+        "noun": ("good", "dog", "mydog", "without the noun"),
+        "last": ("good", "dog", "kep", ""),
+    }
+
+
+def test_all_subjects_are_looked_at_before_class_images_are_drawn(cascade, tmp_path, monkeypatch):
+    rows = broken_rows(tmp_path)
+    table, out = tmp_path / "fleet.csv", tmp_path / "fleet"
+    lines = [f"{name},{cells[0]},{cells[1]},{cells[2]}" for name, cells in rows.items()]
+    table.write_text("\n".join(["name,images,class_noun,identifier", *lines]))
+    at_drawing = {}
+
+    def drawn(plan, model, words, *others):
+        at_drawing.update(json.loads((out / "fleet.json").read_text())["subjects"])
+        raise train.Interrupted("stopped here", exit_code=1)
+
+    monkeypatch.setattr(class_images, "drawn", drawn)
+    with pytest.raises(train.Interrupted, match="stopped here"):
+        fleet(cascade, table, out)
+    for name, (*_, reason) in rows.items():
+        assert at_drawing[name]["state"] == ("failed" if reason else "waiting")
+        assert reason in at_drawing[name].get("reason", "")
+    assert not lock.holder(out / "first")
+
+    # One word too few photos are held out for every subject: no weights are read for them.
+    monkeypatch.setattr(loading, "load", None)
+    told = fleet(cascade, table, tmp_path / "none", subject__held_out=3)
+    assert {each["state"] for each in told.values()} == {"failed"}
+    assert "subject.held_out = 3" in told["last"]["reason"]
+
+
+def test_class_images_of_ones_own_lie_in_a_folder_for_each_noun(tmp_path):
+    row = subject_table.Row("a", "x", "clay pot")
+    c = configs.base_config()
+    assert config_of(c, row, tmp_path).prior.folder == str(tmp_path / "prior" / "clay_pot")
+    c.prior.images = "/own"
+    own = config_of(c, row, tmp_path).prior
+    assert (own.images, own.folder) == ("/own/clay_pot", "")
+
+
 def test_full_fine_tuning_and_no_table_are_errors_that_say_what_to_write(cascade, tmp_path):
     c = config(cascade, adapt__name="full", fleet__table="x.csv")
     with pytest.raises(ValueError, match=r"--config\.adapt\.name=lora or textual_inversion"):
+        commands.here(MODES["fleet"].function, c, tmp_path)
+    c = config(cascade, fleet__table="x.csv", export__push_to_hub="owner/name")
+    with pytest.raises(ValueError, match=r"export\.push_to_hub = 'owner/name': the subjects would"):
         commands.here(MODES["fleet"].function, c, tmp_path)
     with pytest.raises(ValueError, match=r"--config\.fleet\.table=FILE\.csv"):
         commands.here(MODES["fleet"].function, config(cascade), tmp_path)

@@ -91,7 +91,7 @@ def config_of(config: ConfigDict, member: Member, checkout: Checkout, folder: Pa
     priors = files.at(config.prior.folder) if config.prior.folder else folder / "prior"
     c.prior.folder = str(priors / of_class)
     if config.prior.images:
-        c.prior.images = str(Path(config.prior.images).expanduser() / of_class)
+        c.prior.images = str(files.local(config.prior.images) / of_class)
     count = config.benchmark.num_prompts
     every = [i * len(member.prompts) // count for i in range(count)]
     c.sample.prompts = (*(member.prompts[i] for i in every), "{class_prompt}")

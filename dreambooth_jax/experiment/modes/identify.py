@@ -34,7 +34,7 @@ def identify(config: ConfigDict, folder: Path) -> Path:
     plan = configs.resolve(config)
     embeddings = None
     if plan.identify.tokenizer:
-        tokenizer = tokenizers.load(Path(plan.identify.tokenizer).expanduser())
+        tokenizer = tokenizers.load(files.local(plan.identify.tokenizer))
     else:
         base = setup.open_stages(plan)["base"]
         tokenizer = base.tokenizer
