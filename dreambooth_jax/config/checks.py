@@ -15,6 +15,7 @@ from dreambooth_jax.config.plan import is_resolution
 from dreambooth_jax.config.problems import Problem, raise_all, suggest
 from dreambooth_jax.config.problems import default as _default
 from dreambooth_jax.config.problems import write as _write
+from dreambooth_jax.data.images import LARGEST
 from dreambooth_jax.data.prompts import PROMPT_SETS
 from dreambooth_jax.data.subject_table import folder_of
 
@@ -105,7 +106,7 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
         if not c[key].strip():
             yield Problem(key, c[key], "'embedded', a folder, gs://… or a hub id", _default(key))
     if not is_resolution(c["resolution"]):
-        expected = "the pixels along a side, or height and width"
+        expected = f"the pixels along a side, or height and width, at most {LARGEST}"
         instead = "Write --config.resolution=512, or --config.resolution=768,512."
         yield Problem("resolution", c["resolution"], expected, instead)
     yield from photos.wrong_crop(c["subject.crop"])

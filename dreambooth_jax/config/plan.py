@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dreambooth_jax.adapt import AdaptSettings
+from dreambooth_jax.data.images import LARGEST
 from dreambooth_jax.optim import OptimSettings
 
 Rules = tuple[tuple[str, Any], ...]
@@ -16,9 +17,10 @@ Resolution = int | tuple[int, int]  # pixels along a side, or height and width
 
 
 def is_resolution(value: Any) -> bool:
-    """Returns True for a `Resolution` of positive numbers, and for None, which is no setting."""
+    """Returns True for a `Resolution` of 1 to `LARGEST`, and for None, which is no setting."""
     sides = value if isinstance(value, tuple) else (value, value)
-    return value is None or (len(sides) == 2 and all(type(x) is int and x > 0 for x in sides))
+    sound = len(sides) == 2 and all(type(x) is int and 0 < x <= LARGEST for x in sides)
+    return value is None or sound
 
 
 @dataclasses.dataclass(frozen=True)

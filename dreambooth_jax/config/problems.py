@@ -8,6 +8,8 @@ from typing import Any
 
 from dreambooth_jax.config.base import base_config, flatten
 
+_LONGEST = 300  # characters of what was found
+
 
 class ConfigError(ValueError):
     """A configuration that cannot run; the text is meant for the person who wrote it."""
@@ -23,7 +25,16 @@ class Problem:
     instead: str
 
     def __str__(self) -> str:
-        return f"{self.key} = {self.found!r}: expected {self.expected}. {self.instead}"
+        return f"{self.key} = {_shown(self.found)}: expected {self.expected}. {self.instead}"
+
+
+def _shown(found: Any) -> str:
+    """The text of what was found, its two ends if it is long; no number of 5000 digits has one."""
+    try:
+        text = repr(found)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST else f"{text[:200]} … {text[-60:]}"
 
 
 def raise_all(problems: Sequence[Problem]) -> None:

@@ -16,6 +16,9 @@ from dreambooth_jax import untrusted
 from dreambooth_jax.data.colour import RGB, WHITE, ImageError, Note, to_rgb
 
 Size = tuple[int, int]  # height and width in pixels
+# Pixels along a side of pictures that are drawn or trained on. The largest that a published model
+# here is made for is 2048; an activation of twice this takes all memory of one device.
+LARGEST = 8192
 
 # What cameras, phones and screens write. Pillow knows more, but some of those start other programs
 # (EPS) or take any text for a picture.

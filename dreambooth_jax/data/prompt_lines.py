@@ -10,9 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dreambooth_jax import untrusted
+from dreambooth_jax.data.images import LARGEST
 
 Size = tuple[int, int]  # height and width in pixels
 LIMIT = 4 * 2**20  # bytes of such a file
+_TOLD, _SHOWN = 20, 60  # problems in one message, characters of what was found
+_END = re.compile(r"\r\n|\r|\n")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FORM = "prompt | negative | seed | HEIGHTxWIDTH"
 
 
@@ -41,13 +45,14 @@ def read(file: Path, *, fields: Sequence[str]) -> tuple[Line, ...]:
     """The lines of a file; `fields` are the words that may stand in braces.
 
     Raises:
-      FileError: all lines that are wrong, in one message; or there is no prompt at all.
+      FileError: all lines that are wrong, in one message; or there is no prompt at all, it is no
+        text, or of more than `LIMIT` bytes.
       OSError: it cannot be read.
     """
     text = untrusted.text(file, limit=LIMIT, encoding="utf-8-sig")
     lines: list[Line] = []
     problems: list[str] = []
-    for number, content in enumerate(text.split("\n"), start=1):
+    for number, content in enumerate(_END.split(text), start=1):
         if not content.strip() or content.lstrip().startswith("#"):
             continue
         line = _parsed(content, number)
@@ -57,29 +62,35 @@ def read(file: Path, *, fields: Sequence[str]) -> tuple[Line, ...]:
     if not lines and not problems:
         problems = ["it has no prompt; expected one a line"]
     if problems:
-        raise untrusted.FileError(
-            f"{file} is no list of prompts, {_FORM}:\n  " + "\n  ".join(problems)
-        )
+        more = len(problems) - _TOLD
+        told = [*problems[:_TOLD], *([f"and {more} more"] if more > 0 else [])]
+        listed = "\n  ".join(told)
+        raise untrusted.FileError(f"{file} is no list of prompts, {_FORM}:\n  {listed}")
     return tuple(lines)
 
 
 def _parsed(content: str, number: int) -> Line | str:
     """A line, or what is wrong with it."""
+    if control := _CONTROL.search(content):
+        return f"found the control character U+{ord(control[0]):04X}, expected text"
     parts = [part.strip() for part in content.split("|")]
     if len(parts) > 4:
         return f"found {len(parts)} parts, expected at most 4: {_FORM}"
     prompt, negative, seed, size = [*parts, *[""] * (4 - len(parts))]
     if not prompt:
         return "found no prompt before the first |"
-    if seed and not (seed.isascii() and seed.isdigit() and int(seed) < 2**32):
-        return f"found the seed {seed!r}, expected a whole number from 0 to 4294967295"
-    sides = re.fullmatch(r"(\d{1,5})\s*[x×]\s*(\d{1,5})", size)
-    if size and sides is None:
-        return f"found the size {size!r}, expected HEIGHTxWIDTH in pixels, such as 768x512"
+    if seed and not (re.fullmatch("0*[0-9]{1,10}", seed) and int(seed.lstrip("0") or 0) < 2**32):
+        return f"found the seed {_short(seed)}, expected a whole number from 0 to 4294967295"
+    sides = re.fullmatch(r"([0-9]{1,5})\s*[x×]\s*([0-9]{1,5})", size)
+    if size and not (sides and all(0 < int(side) <= LARGEST for side in sides.groups())):
+        return (
+            f"found the size {_short(size)}, expected HEIGHTxWIDTH in pixels up to {LARGEST}, such "
+            "as 768x512"
+        )
     return Line(
         prompt=prompt,
         negative=negative or None,
-        seed=int(seed) if seed else None,
+        seed=int(seed.lstrip("0") or 0) if seed else None,
         size=(int(sides[1]), int(sides[2])) if sides else None,
         number=number,
     )
@@ -92,8 +103,12 @@ def _wrong_braces(line: Line, fields: Sequence[str]) -> Iterator[str]:
         try:
             parsed = [*string.Formatter().parse(text)]
         except ValueError as error:
-            yield f"{text!r}: {error}; write {{{{ or }}}} for a brace that is meant"
+            yield f"{_short(text)}: {error}; write {{{{ or }}}} for a brace that is meant"
             continue
         for _, field, form, conversion in parsed:
             if field is not None and (field not in fields or form or conversion):
-                yield f"found {{{field}}}, {expected}"
+                yield f"found {{{_short(field)[1:-1]}}}, {expected}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")

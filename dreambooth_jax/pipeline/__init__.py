@@ -9,7 +9,7 @@ from dreambooth_jax.pipeline.folder import (
     read_leaf,
     read_weights,
 )
-from dreambooth_jax.pipeline.frame import Frame, Resolution, Size
+from dreambooth_jax.pipeline.frame import Frame, Resolution, Size, SizeError
 from dreambooth_jax.pipeline.hub import cache_folder, locate
 from dreambooth_jax.pipeline.parts import TOKENS, Codec, Conditioner, Denoiser, Encoder
 from dreambooth_jax.pipeline.stage import Stage
@@ -26,6 +26,7 @@ __all__ = [
     "Resolution",
     "SingleFile",
     "Size",
+    "SizeError",
     "Stage",
     "cache_folder",
     "locate",

@@ -71,6 +71,50 @@ def test_all_wrong_lines_are_told_at_once(tmp_path):
     assert "line 9" not in message
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a | | 1.5", "found the seed '1.5'"),
+        ("a | | ²", "found the seed '²'"),
+        ("a | | " + "9" * 5000, "found the seed '999"),
+        ("a | | | 0x0", "found the size '0x0'"),
+        ("a | | | 0x512", "found the size '0x512'"),
+        ("a | | | -8x8", "found the size '-8x8'"),
+        ("a | | | 512.0x512", "found the size '512.0x512'"),
+        ("a | | | 8193x8", "found the size '8193x8', expected HEIGHTxWIDTH in pixels up to 8192"),
+        ("a | | | 99999x99999", "found the size '99999x99999'"),
+        ("a | | | " + "1" * 5000 + "x8", "found the size '111"),
+        ("a {" + "x" * 10_000 + "}", "found {xxx"),
+        ("a {subject:>1000000000}", "found {subject}, expected only"),
+        ("a\0b", "found the control character U+0000"),
+        ("a \x1b[31m b", "found the control character U+001B"),
+        ("a \u0085 b", "found the control character U+0085"),
+    ],
+)
+def test_a_line_that_cannot_be_is_told_in_short(tmp_path, line, message):
+    with pytest.raises(FileError) as caught:
+        prompt_lines.read(written(tmp_path, f"fine\n{line}\n"), fields=FIELDS)
+    assert f"line 2: {message}" in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_many_wrong_lines_are_counted(tmp_path):
+    with pytest.raises(FileError, match="and 980 more") as caught:
+        prompt_lines.read(written(tmp_path, "a | | x\n" * 1000), fields=FIELDS)
+    assert len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_any_line_ends_are_read(tmp_path, end):
+    found = prompt_lines.read(
+        written(tmp_path, end.join(("a hat", "", "a | | 007"))), fields=FIELDS
+    )
+    assert [(line.prompt, line.seed, line.number) for line in found] == [
+        ("a hat", None, 1),
+        ("a", 7, 3),
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "\n# nothing\n"])
 def test_a_file_without_a_prompt_is_refused(tmp_path, text):
     with pytest.raises(FileError, match="has no prompt; expected one a line"):
@@ -86,5 +130,11 @@ def test_other_files_are_refused_by_name(tmp_path):
     os.mkfifo(pipe)
     with pytest.raises(FileError, match="pipe"):
         prompt_lines.read(pipe, fields=FIELDS)
+    huge = tmp_path / "huge.txt"
+    with huge.open("wb") as opened:
+        opened.truncate(100 * 2**20)
+    for other in (huge, tmp_path):
+        with pytest.raises(FileError, match=other.name):
+            prompt_lines.read(other, fields=FIELDS)
     with pytest.raises(FileNotFoundError, match=r"none\.txt"):
         prompt_lines.read(tmp_path / "none.txt", fields=FIELDS)

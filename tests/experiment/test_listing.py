@@ -13,6 +13,7 @@ from dreambooth_jax.data.prompt_lines import Line
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.parts import listing
 from dreambooth_jax.experiment.parts.drawing import seed_of
+from dreambooth_jax.pipeline import SizeError
 
 WORDS = (
     Words.of(identifier="zib", class_noun="dog"),
@@ -53,11 +54,9 @@ class Painter:
         self.made = {}
         self.text = generate.Text(("", *listing.texts_of(lines, WORDS), "grey"), None)
 
-    def texts(self, weights):
-        return {"base": self.text}
-
-    def sampler(self, kind, weights, *, size=None):
-        return self.made.setdefault(size, Formula(size))
+    def cascade(self, weights, *, batch_size, size=None):
+        sampler = self.made.setdefault(size, Formula(size))
+        return generate.Cascade([sampler], [self.text], batch_size)
 
 
 def test_each_line_has_its_pictures_seeds_and_negative_prompt():
@@ -141,10 +140,15 @@ def test_sizes_are_checked_before_anything_is_loaded(file, monkeypatch):
         listing.read(asked, stages(upscaler=stages()["base"]))
 
     def refused(stage, settings):
-        raise ValueError(f"size = {settings.size}: expected others.")
+        raise SizeError(settings.size, "expected others", (16, 8))
 
     monkeypatch.setattr(generate, "sample_shape", refused)
-    with pytest.raises(ValueError, match=r"prompts\.txt, line 2: size = \(12, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"prompts\.txt, line 2: found the size 12x8, .* Write 16x8"
+    ):
+        listing.read(asked, stages())
+    file.write_text("a hat | | | 12x8\n" * 25)
+    with pytest.raises(ValueError, match=r"(?s)line 1: .*line 20: .*and 5 more$"):
         listing.read(asked, stages())
     file.write_text("a {subjekt}\n")
     with pytest.raises(prompt_lines.untrusted.FileError, match=r"line 1: found {subjekt}"):

@@ -25,7 +25,9 @@ from dreambooth_jax.experiment.parts.drawing import (
     seed_of,
 )
 from dreambooth_jax.experiment.parts.model import settings_of
-from dreambooth_jax.pipeline import Stage
+from dreambooth_jax.pipeline import SizeError, Stage
+
+_TOLD = 20  # problems in one message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ def read(plan: Plan, stages: Mapping[str, Stage]) -> tuple[Line, ...]:
 
     Raises:
       FileError, OSError: see `prompt_lines.read`.
-      ValueError: a size that the model cannot draw, a negative prompt without guidance.
+      ValueError: all sizes that the model cannot draw, and negative prompts without guidance.
     """
     if not plan.sample.prompts_file:
         return ()
@@ -53,26 +55,31 @@ def read(plan: Plan, stages: Mapping[str, Stage]) -> tuple[Line, ...]:
     lines = prompt_lines.read(file, fields=TEMPLATE_FIELDS)
     settings = {kind: settings_of(plan, stage) for kind, stage in stages.items()}
     guided = any(generate.is_guided(x, settings[k].guidance_scale) for k, x in stages.items())
+    wrong: list[str] = []
     for line in lines:
         if line.negative and not guided:
-            raise ValueError(
-                f"{file}, line {line.number}: found a negative prompt, expected "
-                "none: no stage has guidance, which would lead away from it. Write a "
-                "--config.sampler.guidance_scale above 1, or leave it out."
+            wrong.append(
+                f"line {line.number}: found a negative prompt, expected none: no stage has "
+                "guidance, which would lead away from it. Write a --config.sampler.guidance_scale "
+                "above 1, or leave it out."
             )
-        if line.size is None:
-            continue
-        if "upscaler" in stages:
-            raise ValueError(
-                f"{file}, line {line.number}: found a size, expected none: this model's upscaler "
-                "enlarges pictures of one size. Leave it out, or write "
+        if line.size is not None and "upscaler" in stages:
+            wrong.append(
+                f"line {line.number}: found a size, expected none: this model's upscaler enlarges "
+                "pictures of one size. Leave it out, or write "
                 '--config.upscaler_model="" --config.stages="(\'base\',)".'
             )
-        try:
+        elif line.size is not None:
             own = dataclasses.replace(settings["base"], size=line.size)
-            generate.sample_shape(stages["base"], own)
-        except ValueError as error:
-            raise ValueError(f"{file}, line {line.number}: {error}") from error
+            try:
+                generate.sample_shape(stages["base"], own)
+            except SizeError as error:
+                size, near = ("x".join(map(str, each)) for each in (line.size, error.near))
+                told = f"found the size {size}, {error.reason}. Write {near}."
+                wrong.append(f"line {line.number}: {told}")
+    if wrong:
+        more = [f"and {len(wrong) - _TOLD} more"] if len(wrong) > _TOLD else []
+        raise ValueError(f"{file}, " + "\n  ".join([*wrong[:_TOLD], *more]))
     return lines
 
 
