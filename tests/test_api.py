@@ -15,7 +15,7 @@ import pytest
 
 import dreambooth_jax
 from dreambooth_jax import config, families, sharding
-from dreambooth_jax.experiment.parts.drawing import read_picture
+from dreambooth_jax.experiment.parts.grids import read_picture
 
 
 @pytest.fixture(scope="module")

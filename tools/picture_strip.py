@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import dreambooth_jax
 from dreambooth_jax import config
-from dreambooth_jax.experiment.parts.drawing import read_picture
+from dreambooth_jax.experiment.parts.grids import read_picture
 
 Row = list[tuple[str, Image.Image]]  # pictures with their prompts
 SIDE, GAP, LINE = 112, 6, 16  # pixels: a picture, between two, a line of text

@@ -17,7 +17,8 @@ from dreambooth_jax.data.class_images import ClassImages
 from dreambooth_jax.data.subject import Subject
 from dreambooth_jax.experiment.parts import class_images, outline, subjects
 from dreambooth_jax.experiment.parts import loading as setup
-from dreambooth_jax.experiment.parts.drawing import Grid, Painter
+from dreambooth_jax.experiment.parts.drawing import Painter
+from dreambooth_jax.experiment.parts.grids import Grid
 from dreambooth_jax.experiment.parts.model import Model
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.experiment.results import advice, ending, judging, live, pushing

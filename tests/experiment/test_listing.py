@@ -12,7 +12,7 @@ from dreambooth_jax.data import prompt_lines
 from dreambooth_jax.data.prompt_lines import Line
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.parts import listing
-from dreambooth_jax.experiment.parts.drawing import seed_of
+from dreambooth_jax.experiment.parts.grids import seed_of
 from dreambooth_jax.pipeline import SizeError
 
 WORDS = (

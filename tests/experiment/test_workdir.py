@@ -8,7 +8,7 @@ import pytest
 
 from dreambooth_jax import config as configs
 from dreambooth_jax import untrusted
-from dreambooth_jax.experiment.parts import drawing, subjects
+from dreambooth_jax.experiment.parts import grids, subjects
 from dreambooth_jax.experiment.parts.workdir import Workdir
 
 
@@ -55,15 +55,15 @@ def test_a_picture_of_a_grid_with_any_byte_changed_is_drawn_again_or_reads_whole
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     wanted = [("00_00.png", "a zib owl", 7)]
     file = tmp_path / "00_00.png"
-    drawing.save_png(file, picture, about={"prompt": "a zib owl", "seed": 7})
-    assert drawing.is_drawn(tmp_path, wanted)
+    grids.save_png(file, picture, about={"prompt": "a zib owl", "seed": 7})
+    assert grids.is_drawn(tmp_path, wanted)
     whole = file.read_bytes()
     refused = 0
     flips = [bytes([*whole[:i], whole[i] ^ 1 << i % 8, *whole[i + 1 :]]) for i in range(len(whole))]
     for content in [*flips, *(whole[:n] for n in range(0, len(whole), 5))]:
         file.write_bytes(content)
-        if drawing.is_drawn(tmp_path, wanted):
-            drawing.read_grid(tmp_path, wanted)
+        if grids.is_drawn(tmp_path, wanted):
+            grids.read_grid(tmp_path, wanted)
         else:
             refused += 1
     assert refused > 0.9 * len(flips)
@@ -71,7 +71,7 @@ def test_a_picture_of_a_grid_with_any_byte_changed_is_drawn_again_or_reads_whole
     assert "It is drawn again." in caplog.text
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(untrusted.FileError, match=r"00_00\.png"):
-        drawing.read_grid(tmp_path, wanted)
+        grids.read_grid(tmp_path, wanted)
 
 
 def test_a_picture_of_another_negative_prompt_is_drawn_again(tmp_path: Path) -> None:
@@ -79,10 +79,10 @@ def test_a_picture_of_another_negative_prompt_is_drawn_again(tmp_path: Path) -> 
     of_base = {"base": {"name": "ddim"}}
     for samplers, prompt in ((of_base, ""), (of_base | {"negative_prompt": "dim"}, "dim")):
         about = {"prompt": "a zib owl", "seed": 7, "samplers": samplers}
-        drawing.save_png(tmp_path / "00_00.png", np.zeros((8, 8, 3), np.uint8), about=about)
+        grids.save_png(tmp_path / "00_00.png", np.zeros((8, 8, 3), np.uint8), about=about)
         for asked in ("", "dim", "grey"):
-            assert drawing.is_drawn(tmp_path, wanted, negative=asked) == (asked == prompt)
-        assert drawing.is_drawn(tmp_path, wanted, samplers)
+            assert grids.is_drawn(tmp_path, wanted, negative=asked) == (asked == prompt)
+        assert grids.is_drawn(tmp_path, wanted, samplers)
 
 
 def test_a_finished_run_is_of_the_photos_that_lie_there(
@@ -121,7 +121,7 @@ def shared_photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     for k, name in enumerate("ab"):
         pixels = np.random.default_rng(k).integers(0, 256, (20, 20, 3), np.uint8)
-        drawing.save_png(folder / f"{name}.png", pixels, about={})
+        grids.save_png(folder / f"{name}.png", pixels, about={})
         (folder / f"{name}.txt").write_text("a {subject}")
     return folder
 

@@ -14,8 +14,9 @@ from dreambooth_jax.evaluate.scores import UNTOUCHED
 from dreambooth_jax.experiment.modes.sample import reopened, restored
 from dreambooth_jax.experiment.parts import editing, finding, pairs, scenes
 from dreambooth_jax.experiment.parts import loading as setup
-from dreambooth_jax.experiment.parts.drawing import Painter, prompts_of
+from dreambooth_jax.experiment.parts.drawing import Painter
 from dreambooth_jax.experiment.parts.editing import Edit, Editor
+from dreambooth_jax.experiment.parts.grids import prompts_of
 from dreambooth_jax.experiment.parts.model import weights_name
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.experiment.results import edits as results

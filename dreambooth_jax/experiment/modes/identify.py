@@ -14,7 +14,8 @@ from dreambooth_jax import files, pipeline
 from dreambooth_jax.config import ConfigDict, Plan
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.parts import loading as setup
-from dreambooth_jax.experiment.parts.drawing import Painter, seed_of
+from dreambooth_jax.experiment.parts.drawing import Painter
+from dreambooth_jax.experiment.parts.grids import seed_of
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.text import identifier
 from dreambooth_jax.text import tokenizer as tokenizers

@@ -1,7 +1,6 @@
 """Draws for a run: the prompt grid before, during and after training, and the class images."""
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -12,30 +11,28 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from PIL import Image, PngImagePlugin
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import files, generate, hosts, report, rng, sharding, train, tree, untrusted
+from dreambooth_jax import generate, hosts, report, sharding, train
 from dreambooth_jax.config import Plan
-from dreambooth_jax.data.prompts import PROMPT_SETS, expanded, is_of_class, without_word
+from dreambooth_jax.data.prompts import PROMPT_SETS, is_of_class
 from dreambooth_jax.data.subject import Words
-from dreambooth_jax.experiment.parts import tracking
-from dreambooth_jax.experiment.parts.model import Model, as_tuned, compute_dtype, settings_of
+from dreambooth_jax.experiment.parts import texts, tracking
+from dreambooth_jax.experiment.parts.grids import (
+    Grid,
+    Wanted,
+    grid_of,
+    is_drawn,
+    judged_of,
+    read_grid,
+    save_png,
+)
+from dreambooth_jax.experiment.parts.model import Model, as_tuned, settings_of
+from dreambooth_jax.experiment.parts.texts import Weights
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.signals import GracefulStop
 
-Weights = Mapping[str, tree.Flat]
-Grid = dict[str, list[np.ndarray]]  # pictures by prompt
 Size = tuple[int, int] | None  # height and width in pixels
-Wanted = Sequence[tuple[str, str, int]]  # file name, prompt, seed
-
-
-def prompts_of(
-    plan: Plan, words: Sequence[Words], templates: Sequence[str] | None = None
-) -> tuple[str, ...]:
-    """The prompts of the grid, or of other templates, with each subject's words, each once."""
-    lines = expanded(plan.sample.prompts if templates is None else templates)
-    return tuple(dict.fromkeys(line.format(**each.in_braces) for line in lines for each in words))
 
 
 class Painter:
@@ -102,30 +99,10 @@ class Painter:
         return self._texts if self._texts is not None else self._encoded(weights)
 
     def _encoded(self, weights: Weights) -> dict[str, generate.Text]:
-        identifiers, dtype = self.identifiers, compute_dtype(self.plan)
         named = [p for each in self.words for p in (each.instance_prompt, each.class_prompt)]
         negative = self.plan.sample.negative_prompt, self.plan.prior.negative_prompt
         wanted = (*named, *self.captions, *self.prompts, *negative)
-        texts = {}
-        for kind, stage in self.model.stages.items():
-            flat = dict(weights[kind])
-            text = generate.encode(stage, flat, wanted, dtype=dtype, keep=identifiers)
-            if kind == "upscaler" and "upscaler" not in self.plan.trained:
-                # An upscaler that never saw the identifier does best without it, as diffusers
-                # advises for IF.
-                plain = text.prompts
-                for word in identifiers:
-                    plain = tuple(without_word(prompt, word) for prompt in plain)
-                bare = generate.encode(stage, flat, plain, dtype=dtype)
-                rows = bare.rows(plain)
-                table = jax.tree.map(lambda x, rows=rows: sharding.fetch(x)[rows], bare.table)
-                text = generate.Text(text.prompts, table)
-            # On the whole mesh, which may have devices of other processes.
-            whole = sharding.replicated(self.model.mesh)
-            host = jax.tree.map(sharding.fetch, text.table)
-            table = jax.tree.map(functools.partial(sharding.put, sharding=whole), host)
-            texts[kind] = generate.Text(text.prompts, table)
-        return texts
+        return texts.encoded(self.plan, self.model, weights, wanted, self.identifiers)
 
     def draw(
         self,
@@ -275,124 +252,3 @@ class Painter:
             self.on_grid()
         if jax.process_index() == 0:
             tracking.write(self.plan, self.workdir, label, read_grid(folder, wanted))
-
-
-def grid_of(plan: Plan, words: Sequence[Words]) -> list[tuple[str, str, int]]:
-    """(file name, prompt, seed) of every picture of the grid, prompt by prompt."""
-    return _named(plan, prompts_of(plan, words), plan.sample.num_images)
-
-
-def judged_of(plan: Plan, words: Sequence[Words]) -> list[tuple[str, str, int]]:
-    """File names, prompts and seeds of the evaluation images; always includes a class prompt."""
-    prompts = prompts_of(plan, words, plan.evaluate.prompts or None)
-    if not any(is_of_class(prompt, words) for prompt in prompts):
-        prompts = tuple(dict.fromkeys((*prompts, *(each.class_prompt for each in words))))
-    return _named(plan, prompts, plan.evaluate.num_images or plan.sample.num_images)
-
-
-def _named(plan: Plan, prompts: Sequence[str], count: int) -> list[tuple[str, str, int]]:
-    return [
-        (f"{p:02d}_{k:02d}.png", prompt, seed_of(plan.seed, k))
-        for p, prompt in enumerate(prompts)
-        for k in range(count)
-    ]
-
-
-def is_drawn(
-    folder: Path,
-    wanted: Wanted,
-    samplers: Mapping[str, Any] | None = None,
-    *,
-    negative: str | None = None,
-) -> bool:
-    """Returns True where `folder` holds these prompts and seeds, by the text of its PNG files.
-
-    A picture that is there and cannot be read is told, and counts as not drawn.
-
-    Args:
-      samplers: these as well, where given.
-      negative: and with this negative prompt, where given.
-    """
-    for name, prompt, seed in wanted:
-        try:
-            about = read_picture(folder / name)[1]
-        except FileNotFoundError:
-            return False
-        except untrusted.FileError as error:
-            logging.warning("%s", error)
-            return False
-        if (about.get("prompt"), about.get("seed")) != (prompt, seed):
-            return False
-        drawn_by = about.get("samplers")
-        if samplers is not None and drawn_by != samplers:
-            return False
-        told = drawn_by.get("negative_prompt", "") if isinstance(drawn_by, dict) else negative
-        if negative is not None and told != negative:
-            return False
-    return True
-
-
-def read_picture(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """A picture of a grid, decoded as a whole, and what it says of itself.
-
-    Raises:
-      FileNotFoundError: there is none.
-      FileError: it is damaged, or not a picture of a grid.
-    """
-    if not file.exists():
-        raise FileNotFoundError(f"{file} is missing.")
-    with (
-        untrusted.reading(file, "a picture of a grid", remedy="It is drawn again."),
-        untrusted.regular(file).open("rb") as opened,
-        Image.open(opened, formats=["PNG"]) as image,
-    ):
-        pixels = np.asarray(image.convert("RGB"))
-        about = json.loads(image.info["dreambooth_jax"])
-        if not isinstance(about, dict):
-            raise ValueError("its text is no JSON object")
-        return pixels, about
-
-
-def seed_of(seed: int, index: int) -> int:
-    """The seed of the k-th picture, the same for every prompt, so that columns can be compared."""
-    return int(rng.generator(seed, "grid", index).integers(2**32, dtype=np.uint32))
-
-
-def read_grid(folder: Path, wanted: Wanted) -> Grid:
-    """The pictures of a grid by prompt, as `Painter.grid` wrote them."""
-    cells: Grid = {}
-    for name, prompt, _ in wanted:
-        cells.setdefault(prompt, []).append(read_picture(folder / name)[0])
-    return cells
-
-
-def grids_of(
-    plan: Plan,
-    workdir: Workdir,
-    words: Sequence[Words],
-    *,
-    all_seeds: Sequence[str] | None = None,
-) -> dict[str, dict[str, list[np.ndarray]]]:
-    """The prompt grids in order, before, over training, after: pictures by label and prompt.
-
-    A grid that was drawn on the way for other prompts is left out. Where `all_seeds` is given, all
-    pictures of these labels are read, and of the others the first of each prompt.
-    """
-    labels = ["before"]
-    for kind in plan.trained:
-        labels += sorted(p.name for p in workdir.samples.glob(f"{kind}-*"))
-    every, several = grid_of(plan, words), plan.sample.num_images
-    found = {}
-    for label in [*labels, "after"]:
-        wanted = every if all_seeds is None or label in all_seeds else every[::several]
-        if is_drawn(workdir.samples / label, wanted, negative=plan.sample.negative_prompt):
-            found[label] = read_grid(workdir.samples / label, wanted)
-    return found
-
-
-def save_png(file: Path, picture: np.ndarray, *, about: Mapping[str, object]) -> None:
-    """Writes uint8 `[H,W,3]` whole or not at all; `about` is JSON in its text `dreambooth_jax`."""
-    note = PngImagePlugin.PngInfo()
-    note.add_text("dreambooth_jax", json.dumps(about))
-    with files.written(file) as part:
-        Image.fromarray(picture).save(part, format="PNG", pnginfo=note)

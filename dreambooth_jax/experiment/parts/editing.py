@@ -18,8 +18,10 @@ from dreambooth_jax.data.canvas import Canvas
 from dreambooth_jax.data.prompts import without_word
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.parts import pairs, scenes
-from dreambooth_jax.experiment.parts.drawing import Painter, Weights, is_drawn, save_png, seed_of
+from dreambooth_jax.experiment.parts.drawing import Painter
+from dreambooth_jax.experiment.parts.grids import is_drawn, save_png, seed_of
 from dreambooth_jax.experiment.parts.scenes import Scene
+from dreambooth_jax.experiment.parts.texts import Weights
 from dreambooth_jax.pipeline import Stage
 
 # The strength where none is asked for: with a mask, without, with a cut-out, and by inversion.

@@ -10,9 +10,10 @@ from dreambooth_jax import config as configs
 from dreambooth_jax import regions, sharding
 from dreambooth_jax.data import canvas
 from dreambooth_jax.experiment.parts import pairs, scenes
-from dreambooth_jax.experiment.parts.drawing import Weights, seed_of
 from dreambooth_jax.experiment.parts.editing import Editor, shape_of
+from dreambooth_jax.experiment.parts.grids import seed_of
 from dreambooth_jax.experiment.parts.scenes import Scene
+from dreambooth_jax.experiment.parts.texts import Weights
 from dreambooth_jax.text import alignment
 
 _MOST = 0.9  # share of a photo: a mask that covers more marks nothing

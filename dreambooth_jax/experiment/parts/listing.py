@@ -16,15 +16,10 @@ from dreambooth_jax.config.checks import TEMPLATE_FIELDS
 from dreambooth_jax.data import prompt_lines
 from dreambooth_jax.data.prompt_lines import Line, Size
 from dreambooth_jax.data.subject import Words
-from dreambooth_jax.experiment.parts.drawing import (
-    Painter,
-    Weights,
-    is_drawn,
-    read_grid,
-    save_png,
-    seed_of,
-)
+from dreambooth_jax.experiment.parts.drawing import Painter
+from dreambooth_jax.experiment.parts.grids import is_drawn, read_grid, save_png, seed_of
 from dreambooth_jax.experiment.parts.model import settings_of
+from dreambooth_jax.experiment.parts.texts import Weights
 from dreambooth_jax.pipeline import SizeError, Stage
 
 _TOLD = 20  # problems in one message

@@ -14,7 +14,7 @@ from dreambooth_jax import config as configs
 from dreambooth_jax import files, progress, status, untrusted
 from dreambooth_jax.config import Plan
 from dreambooth_jax.data.subject import Words
-from dreambooth_jax.experiment.parts.drawing import grid_of
+from dreambooth_jax.experiment.parts.grids import grid_of
 from dreambooth_jax.experiment.parts.workdir import Workdir
 
 _TIMES = "times.json"  # beside the compiled programs

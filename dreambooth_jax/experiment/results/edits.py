@@ -18,8 +18,8 @@ from dreambooth_jax.evaluate import scores
 from dreambooth_jax.evaluate.measures import Bootstrap
 from dreambooth_jax.evaluate.pictures import Pictures
 from dreambooth_jax.evaluate.scores import PHOTOS, UNTOUCHED, Score
-from dreambooth_jax.experiment.parts.drawing import save_png
 from dreambooth_jax.experiment.parts.editing import Edit, Editor, by_scene, prompts_in
+from dreambooth_jax.experiment.parts.grids import save_png
 from dreambooth_jax.experiment.parts.scenes import Scene
 from dreambooth_jax.experiment.results import judging
 

@@ -22,7 +22,8 @@ from dreambooth_jax.evaluate.encoders import EncoderError, Features
 from dreambooth_jax.evaluate.pictures import Pictures
 from dreambooth_jax.evaluate.scores import TUNED, UNTOUCHED, Score
 from dreambooth_jax.experiment.parts import subjects
-from dreambooth_jax.experiment.parts.drawing import Grid, Painter, grids_of
+from dreambooth_jax.experiment.parts.drawing import Painter
+from dreambooth_jax.experiment.parts.grids import Grid, grids_of
 from dreambooth_jax.experiment.parts.model import Model, weights_name
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.experiment.results.scores import GridScore, Judged

@@ -8,7 +8,7 @@ from absl import logging
 
 from dreambooth_jax import export, files, untrusted
 from dreambooth_jax.config import Plan
-from dreambooth_jax.experiment.parts.drawing import read_picture
+from dreambooth_jax.experiment.parts.grids import read_picture
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.export import card, upload
 

@@ -16,7 +16,7 @@ from dreambooth_jax.data.prompts import is_of_class, mentions
 from dreambooth_jax.data.subject import Subject, Words
 from dreambooth_jax.evaluate import scores
 from dreambooth_jax.evaluate.scores import TUNED, UNTOUCHED
-from dreambooth_jax.experiment.parts.drawing import Grid, grids_of, prompts_of
+from dreambooth_jax.experiment.parts.grids import Grid, grids_of, prompts_of
 from dreambooth_jax.experiment.parts.model import Model
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.experiment.results import advice, galleries

@@ -7,7 +7,7 @@ import numpy as np
 
 from dreambooth_jax.evaluate.encoders import Distance, Features
 from dreambooth_jax.evaluate.scores import Score
-from dreambooth_jax.experiment.parts.drawing import Grid
+from dreambooth_jax.experiment.parts.grids import Grid
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,7 @@ from dreambooth_jax import config as configs
 from dreambooth_jax.adapt import Adapter
 from dreambooth_jax.config import Plan
 from dreambooth_jax.data.subject import Words
-from dreambooth_jax.experiment.parts import drawing as painter
-from dreambooth_jax.experiment.parts import holding
+from dreambooth_jax.experiment.parts import grids, holding
 from dreambooth_jax.experiment.parts.model import as_tuned, compute_dtype
 from dreambooth_jax.experiment.training import program
 from dreambooth_jax.pipeline import TOKENS, Stage
@@ -91,7 +90,7 @@ def words_of(plan: Plan) -> tuple[Words, ...]:
 def texts(plan: Plan, stage: Stage) -> tuple[dict[str, Any], Any]:
     """Tokens of all prompts of the run, captions left out, and their embeddings."""
     words = words_of(plan)
-    asked = [*painter.grid_of(plan, words), *painter.judged_of(plan, words)]
+    asked = [*grids.grid_of(plan, words), *grids.judged_of(plan, words)]
     prompts = [prompt for _, prompt, _ in asked]
     for each in words:
         prompts += [each.instance_prompt, each.class_prompt]
