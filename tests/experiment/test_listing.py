@@ -12,6 +12,7 @@ from dreambooth_jax.data import prompt_lines
 from dreambooth_jax.data.prompt_lines import Line
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.parts import listing
+from dreambooth_jax.experiment.parts.drawing import Painter
 from dreambooth_jax.experiment.parts.grids import seed_of
 from dreambooth_jax.pipeline import SizeError
 
@@ -45,9 +46,13 @@ class Formula:
         return np.broadcast_to(levels[:, None, None], (len(prompts), *self.size, 3))
 
 
-class Painter:
+class FormulaPainter(Painter):
+    """The real painter over samplers that are a formula."""
+
+    rows = 4
+
     def __init__(self, folder, lines):
-        self.plan, self.rows = plan(), 4
+        self.plan = plan()
         self.settings = {"base": generate.Settings("ddim", 2, 4.0)}
         self.model = SimpleNamespace(kinds=("base",), fingerprints={"base": "1"})
         self.workdir = SimpleNamespace(samples=folder)
@@ -83,7 +88,7 @@ def test_each_line_has_its_pictures_seeds_and_negative_prompt():
 
 
 def test_pictures_are_drawn_once_and_say_what_they_show(tmp_path):
-    painter, asked = Painter(tmp_path, LINES), listing.asked_of(plan(), LINES, WORDS)
+    painter, asked = FormulaPainter(tmp_path, LINES), listing.asked_of(plan(), LINES, WORDS)
     folder = listing.drawn(painter, {"base": {}}, "base-000004", asked)
     assert folder.parent == tmp_path
     assert folder.name.startswith("base-000004-")
@@ -103,7 +108,7 @@ def test_pictures_are_drawn_once_and_say_what_they_show(tmp_path):
     assert (folder / "grid.png").is_file()
     assert set(painter.made) == {None, (8, 4)}
 
-    again = Painter(tmp_path, LINES)
+    again = FormulaPainter(tmp_path, LINES)
     assert listing.drawn(again, {"base": {}}, "base-000004", asked) == folder
     assert again.made == {}
     others = listing.asked_of(plan(), LINES[:1], WORDS)
