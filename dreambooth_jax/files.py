@@ -11,7 +11,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -126,6 +126,18 @@ def here(folder: Path) -> Path:
       FileNotFoundError: there is no file in it.
     """
     return Path(_copied(str(folder)).name) / folder.name if is_remote(folder) else folder
+
+
+@contextlib.contextmanager
+def copied(found: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+    """Gives the same files by name, those in a bucket as copies that are there until the end."""
+    with tempfile.TemporaryDirectory() as made:
+        here = dict(found)
+        for number, (name, path) in enumerate(found.items()):
+            if is_remote(path):
+                here[name] = Path(made) / str(number)
+                _send(path, here[name])
+        yield here
 
 
 def mirror(source: Path, place: Path, *, patterns: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ ROWS = [
     "untrusted",  # imports nothing of ours: even `files` reads by it
     "files tree kernels rng checksum signals processes progress hosts chips flops compile_cache",
     """diffusion models text adapt data weights sharding optim checkpoint metrics trackers
-    report lock status log_file assets""",
+    report lock status log_file contents assets""",
     "pipeline",
     "families config",
     "train generate regions evaluate export precompile",

@@ -5,13 +5,13 @@ under the keys of PEFT and kohya (`lora_file`), a model card (`card`), and all o
 (`upload`).
 """
 
+from dreambooth_jax.contents import words_in
 from dreambooth_jax.export import embeddings_file, lora_file, lora_reading, single_file
 from dreambooth_jax.export.folder import (
     INDEX,
     check_place,
     diffusers_folder,
     estimate_bytes,
-    words_in,
     write_card,
 )
 

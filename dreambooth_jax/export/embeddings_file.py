@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dreambooth_jax import weights
+from dreambooth_jax import contents, weights
 
 _BOTH = ("clip_l", "clip_g")  # CLIP ViT-L and OpenCLIP ViT-bigG
 
@@ -52,7 +52,7 @@ def _of_two(tables: Mapping[str, np.ndarray], folder: Path, *, words: Sequence[s
     split = [np.split(tables[part], len(words)) for part in sorted(tables)]
     parts = dict(zip(_BOTH, split, strict=True))
     for k, word in enumerate(words):
-        file = folder / f"{word.strip('<>')}.safetensors"
+        file = folder / contents.word_file(word)
         own = {name: rows[k] for name, rows in parts.items()}
         weights.save(file, own)
         weights.verify(file, own)

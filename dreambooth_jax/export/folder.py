@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from dreambooth_jax import families, files, pipeline, tree, untrusted, weights
+from dreambooth_jax import contents, families, files, pipeline, tree, untrusted, weights
+from dreambooth_jax.contents import INDEX
 from dreambooth_jax.diffusion import schedule as schedules
 from dreambooth_jax.diffusion.path import BetaTable, NoisePath
 from dreambooth_jax.export import card
 from dreambooth_jax.pipeline import Stage
 
-INDEX = "model_index.json"
-_WORDS = "dreambooth.json"  # what the subjects are called, beside model_index.json
 # Schedulers of diffusers that know rescale_betas_zero_snr; the first one stands in for others.
 _READ_ZERO_SNR = (
     "DDIMScheduler",
@@ -26,26 +24,6 @@ _READ_ZERO_SNR = (
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "UniPCMultistepScheduler",
-)
-_KNOWN = {  # of a component: settings, vocabularies
-    "added_tokens.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "scheduler_config.json",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-}
-_LICENCE = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)[\w.-]*", re.IGNORECASE)
-_PLAIN_WEIGHTS = re.compile(
-    r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 )
 
 
@@ -57,17 +35,16 @@ def _rest(stage: Stage) -> Iterator[Path]:
     pickle, script, weights in another format or picture, wherever they lie. A component's folder
     may be a link to another one.
     """
-    index = untrusted.json_object(stage.folder / INDEX)
-    parts = [stage.folder / n for n in sorted(index) if not n.startswith("_")]
+    parts = [stage.folder / name for name in contents.components(stage.folder)]
     for folder in [stage.folder, *(part for part in parts if part.is_dir())]:
         for source in sorted(folder.iterdir()):
             name = source.name
             if folder == stage.folder:
-                wanted = name == INDEX or _LICENCE.fullmatch(name) is not None
+                wanted = name == INDEX or contents.LICENCE.fullmatch(name) is not None
             else:
                 own = folder.name in stage.networks and not stage.unread(folder.name)
-                plain = _PLAIN_WEIGHTS.fullmatch(name) is not None
-                wanted = name in _KNOWN or (plain and not own)
+                plain = contents.PLAIN_WEIGHTS.fullmatch(name) is not None
+                wanted = name in contents.KNOWN or (plain and not own)
             if wanted and source.is_file():
                 yield source
 
@@ -139,7 +116,7 @@ def write_card(
         told=told,
         lora=lora,
     )
-    files.write_text(folder / "README.md", text)
+    files.write_text(folder / contents.CARD, text)
 
 
 def check_place(folder: Path) -> None:
@@ -150,7 +127,7 @@ def check_place(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; an export is a folder. Move it away.")
-    ours = any((folder / name).is_file() for name in (INDEX, _WORDS))
+    ours = any((folder / name).is_file() for name in (INDEX, contents.WORDS))
     if folder.exists() and not ours and any(folder.iterdir()):
         raise ValueError(
             f"{folder} holds something else than an exported model, and an export replaces all of "
@@ -173,7 +150,7 @@ def diffusers_folder(
     Args:
       params: flat weights with all leaves of the stage.
       about: lines of the model card, name → value (base model, prompts, steps, …).
-      words: what each subject is called (`identifier`, `class_noun`), for `words_in`.
+      words: what each subject is called (`identifier`, `class_noun`), for `contents.words_in`.
       path: by which these weights are sampled; None is that of a plain fine-tuning, in which a
         learned variance is fixed.
 
@@ -205,7 +182,7 @@ def diffusers_folder(
             flat = tree.prefixed(params, component)
             weights.write(part / component, flat, dtype=dtype, stem=stem)
         if words:
-            _write_called(part / _WORDS, words)
+            _write_called(part / contents.WORDS, words)
         write_card(stage, part, about=about, told=told)
         _verify(part, stage, params, dtype=dtype, path=path)
     except BaseException:
@@ -235,7 +212,7 @@ def _write_new_words(stage: Stage, encoder: str, folder: Path) -> None:
 
 
 def _write_called(file: Path, words: Sequence[Mapping[str, str]]) -> None:
-    """Writes what the subjects are called, for `words_in`."""
+    """Writes what the subjects are called, for `contents.words_in`."""
     first, *others = map(dict, words)
     called: dict[str, Any] = first | ({"others": others} if others else {})
     file.write_text(json.dumps(called, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -244,15 +221,6 @@ def _write_called(file: Path, words: Sequence[Mapping[str, str]]) -> None:
 def _pools(folder: Path) -> bool:
     """Returns True for a CLIP text encoder, which looks for the end of a prompt."""
     return "num_hidden_layers" in untrusted.json_object(folder / "config.json")
-
-
-def words_in(folder: Path) -> list[dict[str, str]]:
-    """Returns the names of an exported folder's subjects (`identifier`, `class_noun`), if any."""
-    file = folder / _WORDS
-    if not file.is_file():
-        return []
-    first = untrusted.json_object(file)
-    return [first, *first.pop("others", [])]
 
 
 def _verify(

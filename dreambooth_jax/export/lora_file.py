@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from dreambooth_jax import files, weights
+from dreambooth_jax import contents, files, weights
 from dreambooth_jax.adapt import lora
 from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.pipeline.family import Slot
 
-PEFT, KOHYA = "pytorch_lora_weights.safetensors", "lora_kohya.safetensors"
+PEFT, KOHYA = contents.LORA_FILES
 
 
 def write(

@@ -1,5 +1,6 @@
 """Answers about what follows a run: comparisons, prompts that are tried, exports."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -135,10 +136,14 @@ def push(request: Request, form: FormData) -> Response:
 def archive(request: Request) -> Response:
     """Returns an export as a ZIP file, made while it is sent."""
     _, name, folder = _run(request)
-    names = list(after.exported(folder))
-    if not names:
+    found = after.exported(folder)
+    if found.refused:
+        raise RefusedError(f"The export of {name}: {found.refused}")
+    if not found.files:
         raise MissingError(f"{name} has no export.")
-    content = zipped.chunks(folder / "export", names, below=name)
+    if found.told:
+        logging.getLogger(__name__).warning("%s: %s", folder / "export", found.told)
+    content = zipped.chunks(found.files, below=name)
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
     headers = {"content-disposition": f'attachment; filename="{safe}.zip"'}
     return StreamingResponse(content, media_type="application/zip", headers=headers)

@@ -1,7 +1,7 @@
-"""A folder as a ZIP file that is made while it is sent: no second copy on the disk."""
+"""Files as a ZIP file that is made while it is sent: no second copy on the disk."""
 
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _CHUNK = 2**20  # bytes
@@ -30,18 +30,18 @@ class _Sink:
         return data
 
 
-def chunks(folder: Path, names: Iterable[str], *, below: str) -> Iterator[bytes]:
-    """Yields the bytes of a ZIP file with these files of `folder`, uncompressed.
+def chunks(found: Mapping[str, Path], *, below: str) -> Iterator[bytes]:
+    """Yields the bytes of a ZIP file with these files by their names, uncompressed.
 
     Weights do not get smaller by compression. below: the folder that they are in there.
     """
     sink = _Sink()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
-        for name in names:
+        for name, path in found.items():
             info = zipfile.ZipInfo(f"{below}/{name}")
             info.external_attr = 0o644 << 16
             with (
-                (folder / name).open("rb") as source,
+                path.open("rb") as source,
                 archive.open(info, "w", force_zip64=True) as target,
             ):
                 while data := source.read(_CHUNK):

@@ -122,17 +122,64 @@ def test_a_refusal_after_training_is_a_warning_with_the_command(hub, run, caplog
 
 
 def test_lora_files_are_sent_alone(tmp_path):
-    for name in ("model_index.json", "unet/x.safetensors", "lora/a.safetensors", "lora/README.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    lora = "pytorch_lora_weights.safetensors"
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "X"]}')
+    for name in ("unet/model.safetensors", f"lora/{lora}", "lora/README.md", "lora/notes.txt"):
         (tmp_path / name).write_text("")
-    assert pushing.contents(tmp_path, part="auto").keys() == {"a.safetensors", "README.md"}
-    assert "unet/x.safetensors" in pushing.contents(tmp_path, part="model")
+    assert pushing.to_send(tmp_path, part="auto").keys() == {lora, "README.md"}
+    assert "unet/model.safetensors" in pushing.to_send(tmp_path, part="model")
     shutil.rmtree(tmp_path / "lora")
-    assert "model_index.json" in pushing.contents(tmp_path, part="auto")
+    assert "model_index.json" in pushing.to_send(tmp_path, part="auto")
     with pytest.raises(upload.UploadError, match="no LoRA files"):
-        pushing.contents(tmp_path, part="lora")
+        pushing.to_send(tmp_path, part="lora")
     with pytest.raises(upload.UploadError, match="no export to send"):
-        pushing.contents(tmp_path / "nowhere", part="auto")
+        pushing.to_send(tmp_path / "nowhere", part="auto")
+
+
+SECRET = b"HF_TOKEN=hf_0123456789"
+
+
+def test_nothing_but_what_an_export_writes_is_sent(hub, run, tmp_path, caplog):
+    """A person's own files, in every folder of an export, hidden and plain."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    place = copy / "export"
+    written = {p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()}
+    folders = [place, *(each for each in place.rglob("*") if each.is_dir())]
+    own = (".env", ".git/config", ".netrc", "notes.txt", "id_rsa", "photos/01.png", "x.ckpt",
+           "train.py", ".ipynb_checkpoints/config.json", "model.safetensors.bak")  # fmt: skip
+    for folder in folders:
+        for name in own:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(SECRET)
+    MODES["push"].function(settings_of(copy, export__push_to_hub="anna/zib"), copy)
+    sent = hub.files["anna/zib"]
+    assert {name for name in sent if not name.startswith("images/")} == written | {"README.md"}
+    assert SECRET not in sent.values()
+    (line,) = [each.getMessage() for each in caplog.records if "Left behind" in each.getMessage()]
+    assert ".env" in line and ".git/" in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "name", ["base/README.md", "base/unet/config.json", "base/unet", "upscaler", "../samples/after"]
+)
+def test_a_link_out_of_the_export_is_never_followed(hub, run, tmp_path, name, caplog):
+    copy, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(run, copy)
+    place = copy / "export" / name
+    place.rename(elsewhere)
+    place.symlink_to(elsewhere)
+    c = settings_of(copy, export__push_to_hub="anna/zib")
+    if name.startswith(".."):  # pictures are an addition
+        MODES["push"].function(c, copy)
+        assert "leads out of the run" in caplog.text
+        assert not any(each.startswith("images/") for each in hub.files["anna/zib"])
+        return
+    with pytest.raises(upload.UploadError, match=rf"export: {name}/?: a link .* Nothing is sent"):
+        MODES["push"].function(c, copy)
+    assert not hub.files.get("anna/zib")
 
 
 def test_push_without_a_name(run):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from dreambooth_jax import families, generate, pipeline, sharding
+from dreambooth_jax import contents, families, generate, pipeline, sharding
 
 pytest.importorskip("torch", reason="compares with PyTorch: install the extra `parity`")
 diffusers = pytest.importorskip("diffusers", reason="compares with diffusers: extra `parity`")
@@ -84,6 +84,7 @@ def test_the_main_command(variant, tmp_path):
 
     single = tmp_path / "run" / "export" / "zib_bird.safetensors"
     assert load_file(single).keys() > set()
+    assert contents.of(single.parent).left == []  # all that it wrote is handed on
     if variant == "sdxl":
         assert_resumed_it_is_the_same(c, tmp_path / "run", single.name)
 

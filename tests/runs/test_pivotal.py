@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import families, generate, pipeline, sharding
+from dreambooth_jax import contents, families, generate, pipeline, sharding
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.experiment.modes.table import MODES
 
@@ -112,6 +112,7 @@ def test_diffusers_draws_the_same_from_the_export_and_from_the_files(tmp_path):
     assert late and all("/lora_" in path for path in late)
     factors = load_file(folder / "export" / "lora" / "pytorch_lora_weights.safetensors")
     assert {key.partition(".")[0] for key in factors} == {"unet", "text_encoder"}
+    assert contents.of(folder / "export").left == []  # all that it wrote is handed on
 
     stage = families.open_stage(str(folder / "export"), kind="base")
     flat = pipeline.read_weights(stage)

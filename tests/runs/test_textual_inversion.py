@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import families, generate, pipeline, sharding
+from dreambooth_jax import contents, families, generate, pipeline, sharding
 from dreambooth_jax.experiment.modes.table import MODES
 from dreambooth_jax.text import tokenizer as tokenizers
 
@@ -142,6 +142,7 @@ def test_the_embeddings_of_a_t5_go_the_same_way(tmp_path_factory, tmp_path, rng)
         embeds = after.pop(f"learned_embeds{name.format(word[1:-1])}.safetensors: {word}")
         np.testing.assert_array_equal(after[table][first : first + 2], embeds)
     assert told["identifier"] != second["identifier"]
+    assert contents.of(folder / "export").left == []  # all that it wrote is handed on
     np.testing.assert_array_equal(after[table][: len(before[table])], before[table])
     # Class images of the first noun where they always were, of the second one below.
     for place in (".", "toy"):

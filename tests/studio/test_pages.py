@@ -255,25 +255,61 @@ def test_prompts_are_tried_with_chosen_weights(waiting):
     assert browser.post("/run/bird/try", data={"prompts": " "}).status_code == 400
 
 
-def test_an_export_is_taken_away_as_a_zip(waiting):
+def test_an_export_is_taken_away_as_a_zip(waiting, caplog):
     folder = waiting.places.run("bird")
-    content = {"unet/weights.safetensors": os.urandom(3 * 2**20 + 5), "model_index.json": b"{}"}
-    for name, data in content.items():
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    content = {weights: os.urandom(3 * 2**20 + 5)}
+    content["model_index.json"] = b'{"unet": ["diffusers", "X"]}'
+    for name, data in {**content, ".env": b"TOKEN=1", ".git/config": b"", "<b>.txt": b""}.items():
         (folder / "export" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "export" / name).write_bytes(data)
     (folder / "export" / "secret").symlink_to("/etc/hostname")
     browser = client(waiting)
-    assert "unet/weights.safetensors" in browser.get("/run/bird/take").text
+    page = browser.get("/run/bird/take").text
+    assert weights in page and "Left behind" in page and ".git/" in page and "<b>.txt" not in page
     answer = browser.get("/run/bird/export.zip")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert archive.testzip() is None
         found = {name: archive.read(name) for name in archive.namelist()}
     assert found == {f"bird/{name}": data for name, data in content.items()}
+    (line,) = [each.getMessage() for each in caplog.records if "Left behind" in each.getMessage()]
+    assert ".env, .git/, <b>.txt, secret" in line
     sent = {"dtype": "float32", "single_file": "", "action": "queue"}
     assert browser.post("/run/bird/take", data=sent).is_redirect
     (job,) = waiting.jobs.all()
     assert job.arguments[2:] == ("--mode=export", "--config.export.dtype=float32")
     assert browser.get("/run/duck <1>/export.zip").status_code == 404
+
+
+@pytest.mark.parametrize("place", ["README.md", "unet", "."])
+def test_a_link_out_of_an_export_is_refused_by_name(waiting, tmp_path, place):
+    folder = waiting.places.run("bird") / "export"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "config.json").write_text("secret")
+    if place == ".":
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.mkdir()
+        (folder / "model_index.json").write_text('{"unet": ["diffusers", "X"]}')
+        target = tmp_path / "elsewhere" / ("config.json" if "." in place else "")
+        (folder / place).symlink_to(target)
+    browser = client(waiting)
+    answer = browser.get("/run/bird/export.zip")
+    assert answer.status_code == 400 and "secret" not in answer.text
+    named = {".": "export/", "unet": "unet/"}.get(place, place)
+    assert f"{named}: a link to what is not of the export" in Reader(answer.text).text
+    assert "a link to what is not of the export" in browser.get("/run/bird/take").text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_an_export_with_a_damaged_index_is_told_on_its_page(waiting, text):
+    folder = waiting.places.run("bird") / "export"
+    folder.mkdir()
+    (folder / "model_index.json").write_text(text)
+    page = client(waiting).get("/run/bird/take")
+    assert page.status_code == 200 and "model_index.json" in page.text
+    assert "Export again" in page.text
+    assert client(waiting).get("/run/bird/export.zip").status_code == 400
 
 
 def test_a_push_is_offered_where_the_mode_is(waiting, monkeypatch):

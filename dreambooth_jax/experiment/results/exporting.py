@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from dreambooth_jax import adapt, export, files, hosts, sharding, train, tree
+from dreambooth_jax import adapt, contents, export, files, hosts, sharding, train, tree
 from dreambooth_jax.adapt import frozen
 from dreambooth_jax.config import Plan
 from dreambooth_jax.data.subject import Words
@@ -118,14 +118,14 @@ def _write(
     if adapt.makes_factors(plan.adapt) and trained:
         alpha = adapt.alpha_of(plan.adapt)
         export.lora_file.write(
-            stage, trained, folder / "lora", alpha=alpha, dtype=dtype, about=about
+            stage, trained, folder / contents.LORA, alpha=alpha, dtype=dtype, about=about
         )
-        export.write_card(stage, folder / "lora", about=about, lora=True)
+        export.write_card(stage, folder / contents.LORA, about=about, lora=True)
     if adapt.makes_words(plan.adapt) and trained:
         rows = tree.split(trained, adapt.textual_inversion.is_row)[0]
-        called = [each.identifier for each in words]
-        export.embeddings_file.write(rows, folder, words=called, dtype=dtype)
+        tokens = [each.identifier for each in words]
+        export.embeddings_file.write(rows, folder, words=tokens, dtype=dtype)
     if plan.export.single_file:
-        called_so = "_".join(f"{each.identifier}_{each.class_noun}" for each in words)
-        file = folder / f"{called_so}.safetensors".replace(" ", "_")
+        called = [(each.identifier, each.class_noun) for each in words]
+        file = folder / contents.single_file(called)
         export.single_file.write(stage, host, file, dtype=dtype, about=about)

@@ -6,14 +6,13 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from dreambooth_jax import export, files, untrusted
+from dreambooth_jax import contents, files, untrusted
 from dreambooth_jax.config import Plan
 from dreambooth_jax.experiment.parts.grids import read_picture
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.export import card, upload
 
 _MOST = 8  # pictures in the gallery
-_LORA = "lora"  # folder of an export's LoRA files
 
 
 def check(plan: Plan) -> None:
@@ -48,59 +47,76 @@ def push(plan: Plan, workdir: Workdir) -> str:
       UploadError: there is no export or no LoRA in it, or the hub refuses it.
     """
     repository, private = plan.export.push_to_hub, plan.export.private
-    folder = files.here(workdir.export) if workdir.export.is_dir() else workdir.export
-    sent = contents(folder, part=plan.export.push_part)
+    sent = to_send(workdir.export, part=plan.export.push_part)
     pictures = _pictures(workdir)
     names = {f"images/{k:02d}.png": file for k, (_, file) in enumerate(pictures)}
     shown = [(prompt, name) for (prompt, _), name in zip(pictures, names, strict=True)]
     page = card.with_pictures(_card(sent), shown)
-    everything: dict[str, Path | bytes] = {**sent, **names, "README.md": page.encode()}
-    logging.info("Sending %d files to %s …", len(everything), repository)
-    address = upload.push(everything, repository, private=private)
+    with files.copied({**sent, **names}) as here:
+        everything: dict[str, Path | bytes] = {**here, contents.CARD: page.encode()}
+        logging.info("Sending %d files to %s …", len(everything), repository)
+        address = upload.push(everything, repository, private=private)
     logging.info("Sent: %s (%s)", address, "private" if private else "public")
     return address
 
 
-def contents(folder: Path, *, part: str) -> dict[str, Path]:
-    """Returns the files to send by their path in the repository.
+def to_send(folder: Path, *, part: str) -> dict[str, Path]:
+    """Returns the files of an export to send by their path in the repository; tells what stays.
 
-    part: "model" is the whole folder, "lora" the LoRA files, "auto" these where there are some.
+    part: "model" is the whole export, "lora" the LoRA files, "auto" these where there are some.
+
+    Raises:
+      UploadError: there are none, one is damaged, or a link leads to what is not of the export.
     """
-    found = folder.rglob(f"{_LORA}/*.safetensors")
-    places = sorted({file.parent for file in found if len(file.relative_to(folder).parts) < 4})
-    if part == "lora" and not places:
-        raise upload.UploadError(
-            f"{folder}: no LoRA files to send. Write --config.export.push_part=model."
-        )
-    if places and part != "model":
-        own = {place: f"{place.parent.name}/" if len(places) > 1 else "" for place in places}
-        each_of = [(place, file) for place in places for file in sorted(place.iterdir())]
-        return {f"{own[place]}{file.name}": file for place, file in each_of if file.is_file()}
-    whole = {
-        each.relative_to(folder).as_posix(): each
-        for each in sorted(folder.rglob("*"))
-        if each.is_file()
-    }
-    if not any(Path(name).name == export.INDEX for name in whole):
+    try:
+        found = contents.of(folder)
+    except untrusted.FileError as error:
+        raise upload.UploadError(f"{error} Nothing is sent.") from error
+    if found.refused:
+        raise upload.UploadError(f"{folder}: {found.refused} Nothing is sent.")
+    if found.told:
+        logging.warning("%s: %s", folder, found.told)
+    if not found.files:
         raise upload.UploadError(
             f"{folder}: no export to send. Give the --workdir of a run that has one; "
             "--mode=export makes it."
         )
-    return whole
+    lora = {name: file for name, file in found.files.items() if file.parent.name == contents.LORA}
+    lora = lora if any(file.name in contents.LORA_FILES for file in lora.values()) else {}
+    if part == "lora" and not lora:
+        raise upload.UploadError(
+            f"{folder}: no LoRA files to send. Write --config.export.push_part=model."
+        )
+    if not lora or part == "model":
+        return dict(found.files)
+    several = len({file.parent for file in lora.values()}) > 1
+    return {
+        f"{file.parent.parent.name}/{file.name}" if several else file.name: file
+        for file in lora.values()
+    }
 
 
 def _card(sent: dict[str, Path]) -> str:
     """The card above all files: that of the folder, or one over the folders of a cascade."""
-    if "README.md" in sent:
-        return untrusted.text(sent["README.md"])
-    folders = sorted({name.partition("/")[0] for name in sent if name.endswith("/README.md")})
-    return card.of_cascade(untrusted.text(sent[f"{folders[0]}/README.md"]), folders)
+    if contents.CARD in sent:
+        return untrusted.text(sent[contents.CARD])
+    folders = sorted(
+        {name.partition("/")[0] for name in sent if name.endswith(f"/{contents.CARD}")}
+    )
+    if not folders:
+        raise upload.UploadError(
+            f"the export has no model card, {contents.CARD}. --mode=export makes it again."
+        )
+    return card.of_cascade(untrusted.text(sent[f"{folders[0]}/{contents.CARD}"]), folders)
 
 
 def _pictures(workdir: Workdir) -> list[tuple[str, Path]]:
     """The first picture of each prompt after training, with the prompt."""
     found = []
     for file in sorted((workdir.samples / "after").glob("*_00.png"))[:_MOST]:
+        if not contents.is_inside(file, workdir.root):
+            logging.warning("%s is a link that leads out of the run; it is not sent.", file)
+            continue
         try:
             found.append((str(read_picture(file)[1].get("prompt", "")), file))
         except untrusted.FileError as error:

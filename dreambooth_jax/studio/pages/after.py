@@ -1,16 +1,17 @@
 """The pages of what is done with a run afterwards: prompts tried, the export taken away."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from starlette.responses import HTMLResponse
 
-from dreambooth_jax import files
+from dreambooth_jax import contents, files, untrusted
 from dreambooth_jax.studio import commands, runs
 from dreambooth_jax.studio.jobs import Job
 from dreambooth_jax.studio.pages import layout, one
+from dreambooth_jax.studio.places import RefusedError
 from dreambooth_jax.studio.runs import Grid
 
 MB = 2**20
@@ -152,10 +153,17 @@ def taking(
 
 def export(name: str, folder: Path, jobs: Sequence[Job]) -> str:
     """Returns the files of the export, and the commands that make it."""
-    sizes = exported(folder)
     told = commands_of(jobs)
+    try:
+        found = exported(folder)
+    except RefusedError as error:
+        return f'{told}<p class="note">{escape(str(error))}</p>'
+    sizes = {path: _bytes(file) for path, file in found.files.items()}
+    left = "".join(
+        f'<p class="note">{escape(text)}</p>' for text in (found.refused, found.told) if text
+    )
     if not sizes:
-        return f"{told}<p>There is no export yet. A run that finishes makes one.</p>"
+        return f"{told}{left}<p>There is no export yet. A run that finishes makes one.</p>"
     rows = [(path, _size(size)) for path, size in sizes.items()]
     total = sum(sizes.values()) / MB
     button = layout.link(
@@ -163,33 +171,30 @@ def export(name: str, folder: Path, jobs: Sequence[Job]) -> str:
     )
     table = layout.table(("file", "size"), rows, label="Files of the export")
     where = f'<p class="small">in <code>{escape(str(folder / "export"))}</code></p>'
-    return f"{told}{where}<p>{button}</p><details open><summary>Files</summary>{table}</details>"
+    return (
+        f"{told}{where}{left}<p>{button}</p><details open><summary>Files</summary>{table}</details>"
+    )
 
 
 def _size(count: int) -> str:
     return f"{count / MB:.1f} MB" if count >= MB else f"{count / 1000:.1f} kB"
 
 
-def exported(folder: Path) -> Mapping[str, int]:
-    """Returns the bytes of each file of an export by its path in it; {} without one."""
+def exported(folder: Path) -> contents.Contents:
+    """Returns the files of a run's export; none without one.
+
+    Raises:
+      RefusedError: a record of the export is damaged.
+    """
     place = folder / "export"
     if not place.is_dir():
-        return {}
-    inside = (
-        path
-        for path in _below(place)
-        if files.is_remote(path) or path.resolve().is_relative_to(folder.resolve())
-    )
-    return {path.relative_to(place).as_posix(): _bytes(path) for path in inside}
-
-
-def _below(place: Path) -> Iterator[Path]:
-    """All files below a folder, in order; a bucket has no pattern for that."""
-    for path in sorted(place.iterdir(), key=lambda each: each.name):
-        if path.is_dir() and (files.is_remote(path) or not path.is_symlink()):
-            yield from _below(path)
-        elif path.is_file():
-            yield path
+        return contents.Contents()
+    if not contents.is_inside(place, folder):
+        return contents.Contents(leading_out=["export/"])
+    try:
+        return contents.of(place)
+    except untrusted.FileError as error:
+        raise RefusedError(f"{error} Export again.") from error
 
 
 def _bytes(path: Path) -> int:
