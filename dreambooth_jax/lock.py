@@ -25,6 +25,8 @@ NAME = "in_use.json"
 # Seconds between two signs of life, and without one until a claim of another host is void.
 EVERY, VOID = 60.0, 300.0
 _KEY = uuid.uuid4().hex  # of this process
+_LARGEST, _LONGEST, _LATEST = 2**16, 300, 1e11  # bytes of a claim, characters of a word, seconds
+_REMEDY = "Delete it if no program works in this folder."
 
 
 class LockedError(ValueError):
@@ -49,9 +51,21 @@ class Claim:
 
 
 def holder(folder: Path) -> Claim | None:
-    """The claim on `folder` of a living process, None where there is none or it is void."""
+    """The claim on `folder` of a living process, None where there is none or it is void.
+
+    Raises:
+      FileError: there is a claim of another shape, which tells of nobody.
+    """
     found = _read(folder / NAME)
     return found[0] if found is not None and _counts(*found) else None
+
+
+def is_held(folder: Path) -> bool:
+    """Returns True where a living process works in `folder`; a damaged claim is none."""
+    try:
+        return holder(folder) is not None
+    except untrusted.FileError:
+        return False
 
 
 def _counts(claim: Claim, alive: float) -> bool:
@@ -62,12 +76,44 @@ def _counts(claim: Claim, alive: float) -> bool:
 
 
 def _read(file: Path) -> tuple[Claim, float] | None:
-    """The claim in a file and its last sign of life; None where there is no (whole) one."""
+    """The claim in a file and its last sign of life; None where there is no file.
+
+    Raises:
+      FileError: it is cut short by a full disk, or made by others.
+    """
     try:
-        content = untrusted.json_object(file)
-        with untrusted.values(file):
-            return Claim(**content["claim"]), float(content["alive"])
-    except (FileNotFoundError, untrusted.FileError):  # cut short by a full disk, or made by others
+        content = untrusted.json_object(file, limit=_LARGEST, remedy=_REMEDY)
+    except FileNotFoundError:
+        return None
+    with untrusted.values(file):
+        claim, alive = Claim(**content["claim"]), content["alive"]
+        wrong = [] if processes.is_number(claim.pid) else [f"pid = {claim.pid!r:.60}"]
+        for name in ("host", "started", "key"):
+            value = getattr(claim, name)
+            wrong += [] if _is_word(value) else [f"{name} = {value!r:.60}"]
+        for name, value in (("since", claim.since), ("alive", alive)):
+            wrong += [] if _is_time(value) else [f"{name} = {value!r:.60}"]
+        if wrong or not claim.host:
+            told = ", ".join(wrong) or "host is empty"
+            raise ValueError(f"expected the claim of a program, found {told}. {_REMEDY}")
+    return claim, float(alive)
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST and (value.isprintable() or not value)
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < _LATEST
+
+
+def _sound(file: Path, *, tell: bool = False) -> tuple[Claim, float] | None:
+    """The same; a damaged claim is none, and told where it is asked for."""
+    try:
+        return _read(file)
+    except untrusted.FileError as error:
+        if tell:
+            logging.warning("%s It tells of nobody who works here, so it is void.", error)
         return None
 
 
@@ -95,13 +141,13 @@ class Lock:
             return
         self._over.set()
         atexit.unregister(self.release)
-        found = _read(self.file)
+        found = _sound(self.file)
         if found is not None and found[0].key == self._own.key:
             with contextlib.suppress(OSError):  # a full or absent disk: a dead claim is void anyway
                 self.file.unlink()
 
     def _claim(self) -> None:
-        found = _read(self.file)
+        found = _sound(self.file, tell=True)
         if found is not None:
             self._check(*found)
         if files.is_remote(self.file):
@@ -111,7 +157,7 @@ class Lock:
             self._write()
         else:
             self._put_in_place(found[0] if found else None)
-        last = _read(self.file)
+        last = _sound(self.file)
         if last is None or last[0].key != self._own.key:
             raise LockedError(_told(self.file, last[0] if last else None, ""))
 
@@ -121,7 +167,7 @@ class Lock:
         if self.file.exists():  # a void claim, or what is left of one
             with contextlib.suppress(FileNotFoundError):  # the other one was first
                 self.file.rename(part)
-                moved = _read(part)
+                moved = _sound(part)
                 if moved is not None and (void is None or moved[0].key != void.key):
                     part.rename(self.file)  # the other one's, new
         try:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_jax import lock
+from dreambooth_jax import lock, untrusted
 from dreambooth_jax.lock import Lock, LockedError
 
 HOLD = """
 import sys, pathlib
-from dreambooth_jax import lock
+from dreambooth_jax import lock, untrusted
 try:
     lock.Lock(pathlib.Path(sys.argv[1]))
 except lock.LockedError as error:
@@ -94,10 +94,50 @@ def test_on_another_host_a_claim_counts_while_it_is_renewed(
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"claim": {"a": 1}, "alive": 2}'])
-def test_a_damaged_claim_is_void(content: str, tmp_path: Path) -> None:
+def test_a_damaged_claim_is_void_and_told(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / lock.NAME).write_text(content)
+    with pytest.raises(untrusted.FileError, match=lock.NAME):
+        lock.holder(tmp_path)
+    assert not lock.is_held(tmp_path)
     Lock(tmp_path).release()
     assert list(tmp_path.iterdir()) == []
+    (line,) = [each.getMessage() for each in caplog.records if lock.NAME in each.getMessage()]
+    assert "void" in line
+
+
+WRONG = (
+    *({"pid": pid} for pid in (-1, 0, -7, True, "12", 1.5, None, [], 2**31, 10**40)),
+    *({"host": host} for host in ("", 3, None, "a\nb", "a" * 1000)),
+    *({"started": started} for started in (None, 5, "x" * 1000)),
+    *({"since": since} for since in (None, "now", 1e300, -1, True)),
+    {"key": 5},
+    {"more": 1},
+)
+
+
+@pytest.mark.parametrize("changed", WRONG)
+@pytest.mark.parametrize("host", [socket.gethostname(), "elsewhere"])
+def test_a_claim_of_another_shape_is_void_on_every_host(
+    changed: dict[str, object], host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No system call ever gets what it holds."""
+    monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail(f"kill({pid}, {number})"))
+    claim_of(tmp_path, alive=time.time(), **({"host": host} | changed))
+    with pytest.raises(untrusted.FileError, match=lock.NAME):
+        lock.holder(tmp_path)
+    assert not lock.is_held(tmp_path)
+    Lock(tmp_path).release()
+
+
+@pytest.mark.parametrize("alive", ["null", '"now"', "1e300", "true", "-1", "NaN"])
+def test_a_time_that_is_none_makes_a_claim_damaged(alive: str, tmp_path: Path) -> None:
+    claim_of(tmp_path, alive=12345.0, host="elsewhere")
+    file = tmp_path / lock.NAME
+    file.write_text(file.read_text().replace("12345.0", alive))
+    with pytest.raises(untrusted.FileError, match="alive"):
+        lock.holder(tmp_path)
 
 
 def test_a_claim_is_renewed_and_one_process_is_not_in_its_own_way(

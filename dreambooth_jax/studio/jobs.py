@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import signal
 import socket
@@ -14,12 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreambooth_jax import files, lock, processes
+from dreambooth_jax import files, lock, processes, untrusted
 from dreambooth_jax.studio import commands, runs
 from dreambooth_jax.studio.places import RefusedError
 
 EVERY = 1.0  # seconds between two looks at the processes and the queue
 _KEPT = 200  # records of jobs
+_LATEST = 1e11  # seconds since 1970
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +122,18 @@ class Jobs:
     def stop(self, run: str, folder: Path) -> str:
         """Sends SIGTERM to the process that works in a run's folder, which saves and ends.
 
-        Returns a sentence for the person.
+        It is the one that claims the folder, or that of a command which was started here; each by
+        its number and its start. Returns a sentence for the person.
 
         Raises:
-          RefusedError: nothing works there, or it is a process of another host.
+          RefusedError: nothing works there, it is a process of another host or of another user, or
+            the claim is damaged.
         """
-        claim = lock.holder(folder)
+        damage = ""
+        try:
+            claim = lock.holder(folder)
+        except (OSError, untrusted.FileError) as error:
+            claim, damage = None, f" {error}"
         if claim is not None and claim.host != socket.gethostname():
             raise RefusedError(
                 f"{run} is worked on by process {claim.pid} on {claim.host}. Send SIGTERM to it "
@@ -134,12 +142,16 @@ class Jobs:
         with self._lock:
             self._look()
             job = next(iter(self.running(run)), None)
-        pid = claim.pid if claim is not None else job.pid if job else 0
-        if not pid:
-            raise RefusedError(f"Nothing works on {run} now.")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        return f"Asked process {pid} to save and stop."
+        found = claim or job
+        try:
+            if found is not None and processes.ask_to_end(found.pid, began=found.started):
+                return f"Asked process {found.pid} to save and stop."
+        except PermissionError as error:
+            raise RefusedError(
+                f"process {found.pid if found else 0}, which works on {run}, is another user's: "
+                "end it as that user."
+            ) from error
+        raise RefusedError(f"Nothing works on {run} now.{damage}")
 
     def _started(self, job: Job) -> Job:
         """Starts the process in a session of its own: it lives on when this one is killed."""
@@ -204,8 +216,15 @@ class Jobs:
         listed = runs.record(self._file).get("jobs", [])
         found = []
         for each in listed if isinstance(listed, list) else []:
-            with contextlib.suppress(TypeError, KeyError):  # of another version
-                found.append(Job(**{**each, "arguments": tuple(each["arguments"])}))
+            with contextlib.suppress(TypeError, KeyError):  # told below
+                job = Job(**{**each, "arguments": tuple(each["arguments"])})
+                found += [job] if _is_whole(job) else []
+        if isinstance(listed, list) and len(found) < len(listed):
+            count = len(listed) - len(found)
+            logging.getLogger(__name__).warning(
+                "%s: %d of %d commands are damaged or of another version; they are left out.",
+                *(self._file, count, len(listed)),
+            )
         return found
 
     def _write(self) -> None:
@@ -215,3 +234,16 @@ class Jobs:
             self.log(job).unlink(missing_ok=True)
         content: dict[str, Any] = {"jobs": [dataclasses.asdict(job) for job in self._jobs]}
         files.write_text(self._file, json.dumps(content, indent=1) + "\n")
+
+
+def _is_whole(job: Job) -> bool:
+    """Returns True where each field is of its kind; a key is the name of a file as well."""
+    texts = (job.key, job.run, job.mode, job.state, job.started, *job.arguments)
+    times = (job.since, job.ended)
+    return (
+        all(isinstance(each, str) for each in texts)
+        and job.key.isalnum()
+        and (processes.is_number(job.pid) or (job.pid == 0 and job.state != "running"))
+        and all(isinstance(each, int | float) and 0 <= each < _LATEST for each in times)
+        and (job.code is None or type(job.code) is int)
+    )

@@ -110,7 +110,10 @@ def state(folder: Path) -> State:
         told = status.read(folder)
     except (OSError, untrusted.FileError):  # damaged, of a later version, or being replaced
         told = None
-    claim = lock.holder(folder)
+    try:
+        claim = lock.holder(folder)
+    except (OSError, untrusted.FileError):  # damaged: nobody is known to work there
+        claim = None
     known = State("new") if told is None else _told(told)
     if claim is not None:
         name = known.name if known.active else "running"

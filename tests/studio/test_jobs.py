@@ -1,5 +1,6 @@
 """Processes of the studio: they outlive it, stop when asked, and come one after the other."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,8 +12,8 @@ import time
 import pytest
 from studios import make_run
 
-from dreambooth_jax import lock
-from dreambooth_jax.studio import commands, jobs
+from dreambooth_jax import lock, processes
+from dreambooth_jax.studio import commands, jobs, runs
 from dreambooth_jax.studio.places import RefusedError
 
 # In the place of the main command: waits for a signal, or ends with the status it is given.
@@ -97,6 +98,69 @@ def test_a_number_that_another_process_has_now_is_not_signalled(own, tmp_path):
     with pytest.raises(RefusedError, match="Nothing works"):
         found.stop("bird", tmp_path)
     assert found.of("bird")[0].outcome == "ended"
+
+
+PIDS = (-1, 0, 1, -5, True, "7", 1.5, None, [], 2**31, 2**63, 10**40)
+
+
+@pytest.mark.parametrize("pid", PIDS)
+def test_a_claim_with_another_kind_of_number_signals_nothing(own, tmp_path, monkeypatch, pid):
+    """-1 would be every process of the user, 0 the group of the studio."""
+    folder = make_run(tmp_path / "bird")
+    claim = dataclasses.asdict(lock.Claim.own()) | {"pid": pid, "started": ""}
+    first = type(pid) is int and pid == 1
+    if first:
+        claim["started"] = processes.started(1)
+    (folder / lock.NAME).write_text(json.dumps({"claim": claim, "alive": time.time()}))
+    monkeypatch.setattr(os, "kill", lambda *call: pytest.fail(f"kill{call}"))
+    with pytest.raises(RefusedError, match=r"Nothing works on bird now\.") as refused:
+        own.stop("bird", folder)
+    assert (lock.NAME in str(refused.value)) != first
+    assert runs.state(folder).name not in runs.ACTIVE
+
+
+@pytest.mark.parametrize("pid", PIDS)
+@pytest.mark.parametrize("started", ["", None, 5])
+def test_a_job_with_another_kind_of_number_signals_nothing(
+    tmp_path, monkeypatch, caplog, pid, started
+):
+    record = {"key": "k", "run": "bird", "mode": "train", "arguments": [], "state": "running"}
+    record |= {"pid": pid, "started": started}
+    (tmp_path / "jobs.json").write_text(json.dumps({"jobs": [record]}))
+    monkeypatch.setattr(os, "kill", lambda *call: pytest.fail(f"kill{call}"))
+    found = jobs.Jobs(tmp_path)
+    found.tick()
+    with pytest.raises(RefusedError, match="Nothing works on bird now"):
+        found.stop("bird", tmp_path)
+    assert not found.running() and ("damaged" in caplog.text or pid == 1)
+
+
+@pytest.mark.parametrize("key", ["../../notes", "a/b", "", ".", 5])
+def test_a_record_never_names_a_file_elsewhere(tmp_path, key):
+    """The log of a command is removed with its record."""
+    record = {"run": "bird", "mode": "train", "arguments": [], "state": "ended"}
+    many = [{"key": key, **record}, *({"key": f"k{n}", **record} for n in range(300))]
+    (tmp_path / "notes.log").write_text("mine")
+    (tmp_path / "state" / "logs").mkdir(parents=True)
+    (tmp_path / "state" / "jobs.json").write_text(json.dumps({"jobs": many}))
+    found = jobs.Jobs(tmp_path / "state")
+    found.remove("none")
+    assert (tmp_path / "notes.log").read_text() == "mine" and len(found.all()) == 200
+
+
+def test_a_claim_of_the_page_itself_or_of_another_start_is_not_signalled(
+    own, tmp_path, monkeypatch
+):
+    folder = make_run(tmp_path / "bird")
+    sent = []
+    for changed in ({}, {"started": "another boot/1"}, {"started": ""}):
+        claim = dataclasses.asdict(lock.Claim.own()) | changed
+        (folder / lock.NAME).write_text(json.dumps({"claim": claim, "alive": time.time()}))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "kill", lambda pid, number: sent.append(number))
+            with pytest.raises(RefusedError, match="Nothing works"):
+                own.stop("bird", folder)
+    assert not any(sent)  # 0 asks whether it lives
 
 
 def test_the_queue_goes_on_after_a_failure(own):
