@@ -281,37 +281,6 @@ def test_an_export_is_taken_away_as_a_zip(waiting, caplog):
     assert browser.get("/run/duck <1>/export.zip").status_code == 404
 
 
-@pytest.mark.parametrize("place", ["README.md", "unet", "."])
-def test_a_link_out_of_an_export_is_refused_by_name(waiting, tmp_path, place):
-    folder = waiting.places.run("bird") / "export"
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "config.json").write_text("secret")
-    if place == ".":
-        folder.symlink_to(tmp_path / "elsewhere")
-    else:
-        folder.mkdir()
-        (folder / "model_index.json").write_text('{"unet": ["diffusers", "X"]}')
-        target = tmp_path / "elsewhere" / ("config.json" if "." in place else "")
-        (folder / place).symlink_to(target)
-    browser = client(waiting)
-    answer = browser.get("/run/bird/export.zip")
-    assert answer.status_code == 400 and "secret" not in answer.text
-    named = {".": "export/", "unet": "unet/"}.get(place, place)
-    assert f"{named}: a link to what is not of the export" in Reader(answer.text).text
-    assert "a link to what is not of the export" in browser.get("/run/bird/take").text
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{"])
-def test_an_export_with_a_damaged_index_is_told_on_its_page(waiting, text):
-    folder = waiting.places.run("bird") / "export"
-    folder.mkdir()
-    (folder / "model_index.json").write_text(text)
-    page = client(waiting).get("/run/bird/take")
-    assert page.status_code == 200 and "model_index.json" in page.text
-    assert "Export again" in page.text
-    assert client(waiting).get("/run/bird/export.zip").status_code == 400
-
-
 def test_a_push_is_offered_where_the_mode_is(waiting, monkeypatch):
     browser = client(waiting)
     assert "owner/name" not in browser.get("/run/bird/take").text
