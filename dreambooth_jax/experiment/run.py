@@ -27,23 +27,49 @@ from dreambooth_jax.experiment.results import report as summary
 from dreambooth_jax.experiment.training import checks, program
 from dreambooth_jax.experiment.training import disk as space
 from dreambooth_jax.experiment.training import fine_tune as tuning
+from dreambooth_jax.export import upload
 from dreambooth_jax.signals import GracefulStop
+
+
+def command(config: ConfigDict, folder: Path) -> Path:
+    """Runs the experiment as the command line does: what is not done at the end is an error.
+
+    Raises:
+      UploadError: all is made and kept, but the model hub did not take the export.
+      ConfigError, AuditError, PriorError, CheckpointError, ValueError, Interrupted: see `run`.
+    """
+    report, unsent = _whole(config, folder, None)
+    if unsent is not None:
+        raise unsent
+    return report
 
 
 def run(config: ConfigDict, folder: Path, *, opened: setup.Opened | None = None) -> Path:
     """Runs the experiment of `config` in `folder`, or resumes it; returns its report's path.
+
+    An export that a model hub does not take is a warning, last of all.
 
     Raises:
       ConfigError, AuditError, PriorError, CheckpointError, ValueError: what was found, what was
         expected, and what to do; nothing that was made so far is lost.
       Interrupted: a signal came, and everything is saved.
     """
+    report, unsent = _whole(config, folder, opened)
+    if unsent is not None:
+        logging.warning("%s", unsent)
+    return report
+
+
+def _whole(
+    config: ConfigDict, folder: Path, opened: setup.Opened | None
+) -> tuple[Path, upload.UploadError | None]:
+    """The report, and why the export was not sent."""
     plan = configs.resolve(config)
     workdir = Workdir.open(folder, plan)
     if workdir.is_finished:
         subjects.check_unchanged(plan, workdir)
         logging.info("Finished: %s. Write another --workdir for another run.", workdir.report)
-        return workdir.report
+        return workdir.report, None
     with contextlib.closing(workdir), log_file.kept(workdir.root, writes=workdir.writes):
         # Installed encoders for the scores at the end.
         judges = judging.at_end(plan)
@@ -52,18 +78,25 @@ def run(config: ConfigDict, folder: Path, *, opened: setup.Opened | None = None)
             outline.followed(plan, workdir, parts) as told,
             GracefulStop(answer=told.recorder.answer, at_once=told.recorder.left_at_once) as stop,
         ):
-            return _learned(_Run(plan, workdir, judges, told, stop), opened)
+            run = _Run(plan, workdir, judges, told, stop)
+            try:
+                return _learned(run, opened), next(iter(run.unsent), None)
+            except BaseException:
+                for error in run.unsent:  # what ends the run now is another thing
+                    logging.warning("%s", error)
+                raise
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """Settings, folder, encoders for the scores, parts, and the request to stop."""
+    """Settings, folder, encoders for the scores, parts, the request to stop; what was not sent."""
 
     plan: Plan
     workdir: Workdir
     judges: Sequence[str]
     told: outline.Outline
     stop: GracefulStop
+    unsent: list[upload.UploadError] = dataclasses.field(default_factory=list)
 
 
 def _learned(run: _Run, opened: setup.Opened | None) -> Path:
@@ -94,7 +127,8 @@ def _learned(run: _Run, opened: setup.Opened | None) -> Path:
         steps = {own.kind: own.train.num_steps for own in plan.to_train}
         with told.part("export"):
             delivery.deliver(plan, model, words, workdir, stop, steps=steps)
-            pushing.after_run(plan, workdir)
+            if unsent := pushing.after_run(plan, workdir):
+                run.unsent.append(unsent)
         train.leave_if_asked(stop, "the export is written")
         with told.part("scores") if run.judges else contextlib.nullcontext():
             judged = judging.judge_run(

@@ -1,10 +1,15 @@
 """Sends an export to a model hub, in one commit; checks name and token long before."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dreambooth_jax import untrusted
+
 _KEY = "--config.export.push_to_hub"
+# Seconds without a sign of the hub: to connect, to answer a question, to take a part of the files.
+_CONNECTED, _ASKED, _SENT = 30.0, 60.0, 600.0
 
 
 class UploadError(ValueError):
@@ -15,17 +20,20 @@ def check(repository: str, *, private: bool) -> None:
     """Asks the hub who is writing, and whether the repository may be written and shown as asked.
 
     Raises:
-      UploadError: the name is none, there is no token, the hub does not know it or lets it only
-        read, the owner is another one, or the repository is public and `private` is wanted.
+      UploadError: the name is none, there is no token, the hub cannot be reached, does not know it
+        or lets it only read, the owner is another one, or the repository is public and `private`
+        is wanted.
     """
+    with _told(repository):
+        _check(repository, private=private)
+
+
+def _check(repository: str, *, private: bool) -> None:
     import huggingface_hub
     from huggingface_hub import constants, errors, utils
 
     owner = repository.partition("/")[0]
-    try:
-        utils.validate_repo_id(repository)
-    except errors.HFValidationError as error:
-        raise UploadError(f"{_KEY}={repository}: {error}") from error
+    utils.validate_repo_id(repository)
     if repository.count("/") != 1:
         raise UploadError(f"{_KEY}={repository}: expected 'owner/name'.")
     if constants.is_offline_mode():
@@ -36,17 +44,13 @@ def check(repository: str, *, private: bool) -> None:
             "HF_TOKEN to a token that may write."
         )
     api = huggingface_hub.HfApi()
-    try:
+    with _in_time(_ASKED):
         who = api.whoami()
-    except (errors.HfHubHTTPError, OSError) as error:
-        raise UploadError(f"{_KEY}={repository}: {_in_short(error)}") from error
-    _check_owner(who, repository, owner)
-    try:
-        found = api.model_info(repository)
-    except errors.RepositoryNotFoundError:
-        return
-    except (errors.HfHubHTTPError, OSError) as error:
-        raise UploadError(f"{_KEY}={repository}: {_in_short(error)}") from error
+        _check_owner(who, repository, owner)
+        try:
+            found = api.model_info(repository)
+        except errors.RepositoryNotFoundError:
+            return
     if private and not found.private:
         raise UploadError(
             f"{_KEY}={repository}: this repository is public. Write another name, or "
@@ -60,25 +64,56 @@ def push(files: Mapping[str, Path | bytes], repository: str, *, private: bool) -
     Raises:
       UploadError: the hub refused it, or cannot be reached.
     """
-    import huggingface_hub
-    from huggingface_hub import errors
+    with _told(repository), _in_time(_SENT):
+        import huggingface_hub
 
-    api = huggingface_hub.HfApi()
-    add = huggingface_hub.CommitOperationAdd
-    adds = [
-        add(name, content if isinstance(content, bytes) else str(content))
-        for name, content in sorted(files.items())
-    ]
-    try:
+        add = huggingface_hub.CommitOperationAdd
+        api = huggingface_hub.HfApi()
+        adds = [
+            add(name, content if isinstance(content, bytes) else str(content))
+            for name, content in sorted(files.items())
+        ]
         made = api.create_repo(repository, private=private, exist_ok=True)
         api.create_commit(repository, adds, commit_message="DreamBooth by dreambooth_jax")
-    except (errors.HfHubHTTPError, OSError, ValueError) as error:
-        raise UploadError(f"{_KEY}={repository}: {_in_short(error)}") from error
     return str(made)
+
+
+@contextlib.contextmanager
+def _in_time(seconds: float) -> Iterator[None]:
+    """Within it an answer of the hub may take so long; its library would wait for ever."""
+    from huggingface_hub import utils
+
+    session = utils.get_session()
+    before = session.timeout
+    session.timeout = (_CONNECTED, seconds, seconds, _CONNECTED)
+    try:
+        yield
+    finally:
+        session.timeout = before
+
+
+@contextlib.contextmanager
+def _told(repository: str) -> Iterator[None]:
+    """Turns whatever the hub's libraries raise within it into an UploadError.
+
+    Without a connection that is nearly anything: errors of the HTTP client, which are no OSError,
+    of the name service, a proxy, a certificate, of JSON that a login page is not.
+    """
+    try:
+        yield
+    except UploadError:
+        raise
+    except Exception as error:  # see above
+        kind = type(error).__name__
+        text = untrusted.in_short(error)
+        reason = text if isinstance(error, OSError) or text == kind else f"{kind}: {text}"
+        raise UploadError(f"{_KEY}={repository}: {reason.rstrip('.')}.") from error
 
 
 def _check_owner(who: Mapping[str, Any], repository: str, owner: str) -> None:
     """Raises UploadError where the token's user cannot write there."""
+    if not isinstance(who, Mapping):
+        raise UploadError(f"{_KEY}={repository}: what answers is no model hub.")
     role = who.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise UploadError(
@@ -91,7 +126,3 @@ def _check_owner(who: Mapping[str, Any], repository: str, owner: str) -> None:
             f"{_KEY}={repository}: the token belongs to {', '.join(map(str, owners))}. Write one "
             "of these as the owner."
         )
-
-
-def _in_short(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,13 @@
 """Sending an export to a model hub: refused before anything is trained, or there as a whole."""
 
+import contextlib
+import os
+import shlex
 import shutil
-import types
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import commands
@@ -9,7 +15,8 @@ import hub_for_writing
 import pytest
 from huggingface_hub import ModelCard
 
-from dreambooth_jax import config
+from dreambooth_jax import config, report, status
+from dreambooth_jax.experiment import run as whole
 from dreambooth_jax.experiment.modes.table import MODES
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.experiment.results import pushing
@@ -27,8 +34,6 @@ def hub(monkeypatch, tmp_path):
                 monkeypatch.setattr(module, "ENDPOINT", serving.address)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", "hf_write")
-        api = types.SimpleNamespace(endpoint=serving.address)
-        del api
         init = hf_api.HfApi.__init__
 
         def here(self, *arguments, **how):
@@ -111,14 +116,128 @@ def test_no_hub_that_answers_is_told_before_training(run, monkeypatch):
         upload.check("anna/zib", private=True)
 
 
-def test_a_refusal_after_training_is_a_warning_with_the_command(hub, run, caplog):
-    hub.broken = True
+def answering(kind: str, server: socket.socket) -> None:
+    """Takes connections and answers none of them as a hub does, until the socket is closed."""
+    texts = {
+        "login page": ("200 OK", "<html>"),
+        "list": ("200 OK", "[]"),
+        "number": ("200 OK", "1"),
+    }
+    status, body = texts.get(kind, (kind, "{}"))
+    reply = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
+    with contextlib.suppress(OSError):
+        while True:
+            taken, _ = server.accept()
+            with taken:
+                taken.recv(2**16)
+                if kind != "hangs up":
+                    taken.sendall(b"SSH-2.0\r\n" if kind == "another server" else reply.encode())
+
+
+FAULTS = ("nobody", "no such name", "no such proxy", "silent", "hangs up", "another server",
+          "login page", "list", "number", "401 Unauthorized", "403 Forbidden",
+          "407 Proxy Authentication Required", "500 Error", "503 Unavailable")  # fmt: skip
+
+
+@pytest.fixture(params=FAULTS)
+def unreachable(request, hub, monkeypatch):
+    """A hub that was there before the training, and is not any more."""
+    from huggingface_hub import utils
+
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_write")
+    monkeypatch.setattr(upload, "_ASKED", 0.3)
+    monkeypatch.setattr(upload, "_SENT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        hub.address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if request.param == "no such name":
+            hub.address = "http://no-such-host.invalid"
+        if request.param == "no such proxy":
+            monkeypatch.setenv("http_proxy", hub.address)
+            hub.address = "http://hub.invalid"
+        if request.param in ("nobody", "no such name", "no such proxy"):
+            server.close()
+        elif request.param != "silent":
+            threading.Thread(target=answering, args=(request.param, server), daemon=True).start()
+        utils.close_session()  # of the client that knows no proxy
+        yield hub
+    utils.close_session()
+
+
+def test_a_hub_out_of_reach_is_one_message_with_the_folder_and_the_command(
+    unreachable, run, monkeypatch
+):
     plan = config.resolve(settings_of(run, export__push_to_hub="anna/zib"))
-    pushing.after_run(plan, Workdir.of_run(run, plan))
-    assert "storage limit" in caplog.text and "--mode=push" in caplog.text
-    hub.broken = False
-    pushing.after_run(plan, Workdir.of_run(run, plan))
-    assert "images/00.png" in hub.files["anna/zib"]
+    late = pushing.after_run(plan, Workdir.of_run(run, plan))
+    with pytest.raises(upload.UploadError) as asked:
+        MODES["push"].function(settings_of(run, export__push_to_hub="anna/zib"), run)
+    for error in (late, asked.value):
+        told = str(error)
+        assert "\n" not in told and f"It lies in {run / 'export'};" in told
+        words = shlex.split(told.partition("sends it later: ")[2])
+        assert words == [
+            *("dreambooth-jax", "push", f"--config=of_run:{run}"),
+            "--config.export.push_to_hub=anna/zib",
+        ]
+    with pytest.raises(upload.UploadError, match=r"Nothing is drawn or trained yet.*push"):
+        pushing.check(plan)
+
+
+def test_the_command_has_what_differs_from_the_run(run):
+    changed = {"push_to_hub": "lab/zib", "private": False, "push_part": "model"}
+    c = settings_of(run, **{f"export__{key}": value for key, value in changed.items()})
+    plan = config.resolve(c)
+    told = str(pushing.later(plan, Workdir.of_run(run, plan), ValueError("x")))
+    assert [word.partition(".export.")[2] for word in shlex.split(told)[-3:]] == [
+        f"{key}={value}" for key, value in changed.items()
+    ]
+
+
+def test_a_run_whose_export_is_refused_is_whole_and_ends_with_that_error(
+    hub, run, tmp_path, monkeypatch, caplog
+):
+    """The hub takes the name and the token before the training, and no files after it."""
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_write")
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    hub.broken = True
+    c = settings_of(copy, export__push_to_hub="anna/zib")
+    (copy / "report.html").unlink()
+    shutil.rmtree(copy / "export")
+    with pytest.raises(upload.UploadError, match=r"storage limit.* It lies in .*sends it later"):
+        commands.here(MODES["train"].function, c, copy)
+    assert report.is_final(copy / "report.html") and (copy / "export").is_dir()
+    assert status.read(copy).state == "finished"
+    (copy / "report.html").unlink()
+    caplog.clear()
+    commands.here(whole.run, c, copy)  # for a program the report is there, and a warning
+    told = [each.getMessage() for each in caplog.records if "storage limit" in each.getMessage()]
+    assert len(told) == 1 and report.is_final(copy / "report.html")
+
+
+def test_the_command_of_the_message_sends_the_export(hub, run, tmp_path, repository):
+    copy = tmp_path / "a b'c $x"
+    shutil.copytree(run, copy)
+    words = ["push", f"--config=of_run:{copy}", "--config.export.push_to_hub=anna/zib"]
+
+    def said(*words: str, address: str) -> subprocess.CompletedProcess[str]:
+        environment = {"HF_ENDPOINT": address, "HF_TOKEN": "hf_write", "HF_HUB_OFFLINE": "0"}
+        return subprocess.run(
+            [sys.executable, "-m", "dreambooth_jax.console", *words],
+            cwd=repository,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    refused = said(*words, address="http://127.0.0.1:9")
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    (line,) = [each for each in refused.stderr.splitlines() if "sends it later: " in each]
+    again = shlex.split(line.partition("sends it later: ")[2])
+    assert again[0] == "dreambooth-jax"
+    sent = said(*again[1:], address=hub.address)
+    assert sent.returncode == 0, sent.stderr
+    assert "base/model_index.json" in hub.files["anna/zib"]
 
 
 def test_lora_files_are_sent_alone(tmp_path):

@@ -20,6 +20,5 @@ def push(config: ConfigDict, folder: Path) -> Path:
             "export.push_to_hub is empty. Write --config.export.push_to_hub=OWNER/NAME."
         )
     workdir = Workdir.of_run(folder, plan)
-    pushing.check(plan)
-    pushing.push(plan, workdir)
+    pushing.checked_push(plan, workdir)
     return workdir.export

@@ -34,7 +34,9 @@ class Mode:
 
 
 MODES = {
-    "train": Mode(run.run, "report", "the whole run: class images, fine-tuning, samples, report"),
+    "train": Mode(
+        run.command, "report", "the whole run: class images, fine-tuning, samples, report"
+    ),
     "sample": Mode(sample.sample, "pictures", "draw sample.prompts with a run's checkpoints"),
     "edit": Mode(edit.edit, "edits", "draw the subject into photos: edit.images, their masks"),
     "export": Mode(sample.export, "fine-tuned model", "export a run's checkpoints"),

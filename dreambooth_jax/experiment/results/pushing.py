@@ -21,23 +21,53 @@ def check(plan: Plan) -> None:
     Raises:
       UploadError: see `upload.check`.
     """
-    if plan.export.push_to_hub and jax.process_index() == 0:
-        upload.check(plan.export.push_to_hub, private=plan.export.private)
-
-
-def after_run(plan: Plan, workdir: Workdir) -> None:
-    """Sends the run's export where the settings ask for it; a refusal is a warning, not the end."""
     if not plan.export.push_to_hub or jax.process_index() != 0:
         return
     try:
+        upload.check(plan.export.push_to_hub, private=plan.export.private)
+    except upload.UploadError as error:
+        raise upload.UploadError(
+            f"{error} Nothing is drawn or trained yet: mend that, or leave the setting out and "
+            "send the export later with `dreambooth-jax push`."
+        ) from error
+
+
+def after_run(plan: Plan, workdir: Workdir) -> upload.UploadError | None:
+    """Sends the run's export where the settings ask for it.
+
+    A run goes on without: what went wrong is returned, to be told when all is done.
+    """
+    if not plan.export.push_to_hub or jax.process_index() != 0:
+        return None
+    try:
         push(plan, workdir)
     except upload.UploadError as error:
-        again = shlex.quote(f"--config=configs/of_run.py:{workdir.root}")
-        logging.warning(
-            "%s The export is in %s. Send it later with "
-            "python -m dreambooth_jax.main --mode=push %s",
-            *(error, workdir.export, again),
-        )
+        return error
+    except (OSError, ValueError) as error:  # a file of the export or a picture cannot be read
+        return later(plan, workdir, error)
+    return None
+
+
+def later(plan: Plan, workdir: Workdir, error: Exception) -> upload.UploadError:
+    """The same error with where the export lies, and the command that sends it."""
+    found = plan.export
+    words = ["dreambooth-jax", "push", f"--config=of_run:{workdir.root}"]
+    words += [f"--config.export.push_to_hub={found.push_to_hub}"]
+    words += [] if found.private else ["--config.export.private=False"]
+    words += [] if found.push_part == "auto" else [f"--config.export.push_part={found.push_part}"]
+    return upload.UploadError(
+        f"{str(error).strip()} The export was not sent. It lies in {workdir.export}; this command "
+        f"sends it later: {shlex.join(words)}"
+    )
+
+
+def checked_push(plan: Plan, workdir: Workdir) -> str:
+    """Asks the hub, and sends; see `upload.check` and `push`."""
+    try:
+        upload.check(plan.export.push_to_hub, private=plan.export.private)
+    except upload.UploadError as error:
+        raise later(plan, workdir, error) from error
+    return push(plan, workdir)
 
 
 def push(plan: Plan, workdir: Workdir) -> str:
@@ -55,7 +85,10 @@ def push(plan: Plan, workdir: Workdir) -> str:
     with files.copied({**sent, **names}) as here:
         everything: dict[str, Path | bytes] = {**here, contents.CARD: page.encode()}
         logging.info("Sending %d files to %s …", len(everything), repository)
-        address = upload.push(everything, repository, private=private)
+        try:
+            address = upload.push(everything, repository, private=private)
+        except upload.UploadError as error:
+            raise later(plan, workdir, error) from error
     logging.info("Sent: %s (%s)", address, "private" if private else "public")
     return address
 
