@@ -18,6 +18,7 @@ Array = jax.Array
 
 NOISES = 10  # of each photo, over which maps are averaged (Couairon et al. 2022, section 3.2)
 LEVEL = 0.5  # share of the way into noise
+_POSITIONS = 256  # of layers whose heat makes a mask: 16²
 HOT = 0.3  # of the largest heat, above which a place shows the word (Hertz et al. 2022)
 _GUIDANCE = 7.5  # of both prompts, where there is guidance
 _MOST = 3.0  # times its mean, at which a difference is cut off
@@ -45,7 +46,8 @@ def heat(
 ) -> Array:
     """The attention `[B,H,W]` that places of noised pictures pay to words; pure, to be jitted.
 
-    The mean over layers of at most 16² positions (`words.recording`), each enlarged to H, W.
+    The mean over layers of at most 16² positions, as in the paper, or where a network has none
+    over those of the fewest that `words.recording` keeps; each is enlarged to H, W.
 
     rows: `known` `[B,H,W,C]`, x0; `prompt` and `seed` `[B]`; `columns` `[B,T]`, 1 for the tokens of
       the words.
@@ -55,17 +57,18 @@ def heat(
     text = jax.tree.map(lambda x: x[rows["prompt"]], table)
     attend = words.recording(rows["columns"], heats)
     stage.predict(params, xt, path.told(t), text, attend=attend)
+    if not heats:
+        raise ValueError(
+            f"{stage.folder}: no attention of at most 1024 positions to take a mask from. Write "
+            "--config.edit.masks=difference, or leave out edit.local_blend."
+        )
     height, width = xt.shape[1:3]
+    most = max(_POSITIONS, min(one.shape[1] for one in heats))
     large = []
-    for one in heats:
+    for one in (each for each in heats if each.shape[1] <= most):
         scale = (height * width / one.shape[1]) ** 0.5
         small = one.reshape(len(one), round(height / scale), round(width / scale))
         large.append(jax.image.resize(small, (len(one), height, width), "linear"))
-    if not large:
-        raise ValueError(
-            f"{stage.folder}: no attention of at most 256 positions to take a mask from. Write "
-            "--config.edit.masks=difference."
-        )
     return jnp.stack(large).mean(0)
 
 
@@ -126,7 +129,11 @@ class Finder:
         pure = functools.partial(MAPS[kind], stage=stage, num_steps=num_steps)
         self.program = jax.jit(sharding.traced_for(mesh, pure), out_shardings=sharding.rows(mesh))
 
-    def mask(
+    def mask(self, *given: Any, **how: Any) -> np.ndarray:
+        """The mask bool `[H,W]` of an x0, as `map` is asked for it."""
+        return marked(self.map(*given, **how), self.kind)
+
+    def map(
         self,
         params: tree.Flat,
         table: Any,
@@ -136,7 +143,7 @@ class Finder:
         seeds: Sequence[int],
         columns: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The mask bool `[H,W]` of an x0 `[H,W,C]`.
+        """The map float64 `[H,W]` of an x0 `[H,W,C]`, a mean over noises.
 
         prompts: rows of the table, "prompt" and, for the difference, "source". columns: float32
         `[T]`, 1 for the tokens of the word. seeds: one for each noise, as many as divide over the
@@ -151,4 +158,4 @@ class Finder:
         drawing = {path: x for path, x in params.items() if path.startswith(self.stage.drawing)}
         given = {name: split(row) for name, row in rows.items()}
         found = sharding.fetch(self.program(drawing, table, given))
-        return marked(found.mean(0, dtype=np.float64), self.kind)
+        return np.asarray(found.mean(0, dtype=np.float64))

@@ -190,7 +190,8 @@ def test_every_declared_dependency_is_imported_somewhere():
 
 def test_tests_without_the_judges_are_skipped_not_broken():
     """Where a test file imports a judge, a line before asks whether it is installed."""
-    helpers = {"flows", "latents", "qwen_pipelines", "torch_cascades"}  # import them themselves
+    # They import them themselves.
+    helpers = {"attention_maps", "flows", "latents", "qwen_pipelines", "torch_cascades"}
     for path in tracked(".py"):
         if not path.is_relative_to(ROOT / "tests") or path.stem in helpers:
             continue

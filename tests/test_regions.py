@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dreambooth_jax import regions, sharding
+from dreambooth_jax.data import canvas
 from dreambooth_jax.diffusion import schedule
 
 SIZE = 8
@@ -25,21 +26,31 @@ class Formula:
     path = schedule.from_config({"clip_sample": False, "prediction_type": "epsilon"})
     channels, drawing, folder = 2, ("unet/",), "formula"
 
+    def __init__(self, sides: tuple[int, ...] = (SIZE,)):
+        """sides: of its layers' maps; those of more than 16² ask where the mark is not."""
+        self.sides = sides
+
     def predict(self, params, xt, t, text, *, attend=None):
-        if attend is not None:
-            marks = jnp.asarray(MARK.reshape(1, -1, 1, 1), jnp.float32)
-            q = 9 * jnp.broadcast_to(marks, (len(xt), SIZE * SIZE, 1, 1))  # to the second token
+        for side in self.sides if attend is not None else ():
+            marks = np.repeat(np.repeat(MARK, side // SIZE, 0), side // SIZE, 1)
+            marks = jnp.asarray(marks.reshape(1, -1, 1, 1), jnp.float32)
+            marks = 1 - marks if side > 16 and 16 in self.sides else marks
+            q = 9 * jnp.broadcast_to(marks, (len(xt), side * side, 1, 1))  # to the second token
             k = jnp.asarray([0.0, 1.0, 0.0, 0.0, 0.0])[None, :, None, None]
             k = jnp.broadcast_to(k, (len(xt), 5, 1, 1))
             attend(q, k, k, text=5)
+        if xt.shape[1] != SIZE:
+            return xt
         place = jnp.asarray(MARK, jnp.float32)[None, :, :, None]
         return xt + text[:, :1, None, None] * place
 
 
-def found(kind: str, devices: int = 1, **how) -> np.ndarray:
+def found(kind: str, devices: int = 1, sides: tuple[int, ...] = (SIZE,), **how) -> np.ndarray:
+    """The mask of a picture as large as the largest layer."""
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    finder = regions.Finder(Formula(), kind, num_steps=4, mesh=mesh)
-    known = np.random.default_rng(0).normal(size=(SIZE, SIZE, 2)).astype(np.float32)
+    finder = regions.Finder(Formula(sides), kind, num_steps=4, mesh=mesh)
+    size = max(sides)
+    known = np.random.default_rng(0).normal(size=(size, size, 2)).astype(np.float32)
     table = jnp.asarray([[0.0], [0.5], [-0.25]])  # the empty prompt, the edit, the source
     prompts = {"word": {"prompt": 2}, "difference": {"prompt": 1, "source": 2}}[kind]
     return finder.mask({}, table, known, prompts, seeds=range(8), **how)
@@ -52,6 +63,21 @@ def test_the_place_in_which_prompts_differ(devices):
 
 def test_the_place_that_shows_a_word():
     np.testing.assert_array_equal(found("word", columns=COLUMNS), MARK)
+
+
+@pytest.mark.parametrize("sides", [(16, 32), (32, 64)])
+def test_layers_of_16_and_where_there_are_none_the_smallest(sides):
+    """Latents of 128² have no cross-attention below 32², in Stable Diffusion XL."""
+    mask, times = found("word", sides=sides, columns=COLUMNS), max(sides) // SIZE
+    mark = np.repeat(np.repeat(MARK, times, 0), times, 1)
+    blurred = max(sides) // min(sides)  # where maps are enlarged
+    np.testing.assert_array_equal(mask | canvas.grown(~mark, blurred), True)
+    np.testing.assert_array_equal(mask & ~canvas.grown(mark, blurred), False)
+
+
+def test_a_network_of_large_layers_alone_is_told():
+    with pytest.raises(ValueError, match="no attention of at most 1024 positions"):
+        found("word", sides=(64,), columns=COLUMNS)
 
 
 def test_thresholds():

@@ -213,6 +213,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "subject.masks": ("none", "files", "alpha"),
     "edit.method": ("sdedit", "inversion", "prompt_to_prompt"),
     "edit.masks": ("none", "files", "alpha", "word", "difference"),
+    "edit.local_blend": ("none", "word", "difference"),
     "prior.kind": ("images", "prediction"),
     "train.remat": tuple(REMAT),
     "precompile.programs": ("sample", "train"),

@@ -51,7 +51,8 @@ def _edit(c: ConfigDict) -> None:
     c.edit.outside = False  # what the mask does not show is changed: the background of a subject
     c.edit.prompts = ("a {subject}",)  # as sample.prompts, of what is in the window afterwards
     c.edit.source_prompt = "a {class_noun}"  # of the photo or scene before: for the other methods
-    c.edit.word = ""  # of the source prompt, for edit.masks=word; "" is the class noun
+    # "" is the class noun for edit.masks=word, the words that differ for edit.local_blend=word
+    c.edit.word = ""  # of the source prompt, whose place is looked for
     # Share of the sampling steps: 1 draws from noise alone, less keeps more of the photo
     # None: 1.0 with a mask, 0.65 without, 0.5 with a cut-out, 0.64 by inversion
     c.edit.strength = config_dict.placeholder(float)  # of the edit
@@ -59,6 +60,9 @@ def _edit(c: ConfigDict) -> None:
     c.edit.cross_steps = 0.8  # share of these steps in which words follow those of the source
     c.edit.self_steps = 0.4  # in which the composition does: less lets shapes change more
     c.edit.words = ()  # factors of words of the prompts: (("snow", 2.0),)
+    # Of prompt_to_prompt, found in a first drawing. "word": where one shows the words that
+    # differ; "difference": where the two prompts read other noise; "none": the edit may all differ
+    c.edit.local_blend = "none"  # the places outside of which an edit is its scene
     c.edit.num_images = 4  # edits of each photo and prompt
     c.edit.grow = 8  # pixels of the photo that a mask grows by; with edit.outside it does not
     c.edit.feather = 4  # pixels over which an edit fades into the photo, within the grown mask

@@ -205,6 +205,7 @@ class Edit:
     cross_steps: float
     self_steps: float
     words: tuple[tuple[str, float], ...]
+    local_blend: str
     num_images: int
     grow: int
     feather: int

@@ -19,9 +19,9 @@ Array = jax.Array
 # (q, k, v, *, text) -> answer; q `[B,L,H,D]`, k and v `[B,S,H,D]`; the first `text` keys are those
 # of the prompt's tokens.
 Attend = Callable[..., Array]
-_HEAT_QUERIES = 256  # positions above which a layer is left out of the heat: 16² as in the paper
-# Above which attention among positions is the edit's own: at 64² it holds the source's details.
-_SHARED_QUERIES = 1024
+# Positions above which a layer has no heat, and attention among positions is the edit's own: at 64²
+# it holds the source's details.
+_SMALL_QUERIES = 1024
 
 
 class Swap(NamedTuple):
@@ -80,7 +80,7 @@ def swapped(swap: Swap, *, every: int) -> Attend:
             return x.reshape(pairs, 2 * every, *x.shape[1:])
 
         q, k, v = (by_pair(jnp.asarray(x)) for x in (q, k, v))
-        shared = swap.shared[:, None, None, None] & (q.shape[2] <= _SHARED_QUERIES)
+        shared = swap.shared[:, None, None, None] & (q.shape[2] <= _SMALL_QUERIES)
         if text == 0:
             q, k = (x.at[:, every].set(jnp.where(shared, x[:, 0], x[:, every])) for x in (q, k))
             return attention.attention(*(x.reshape(-1, *x.shape[2:]) for x in (q, k, v)))
@@ -104,11 +104,11 @@ def recording(columns: Array, heats: list[Array]) -> Attend:
     """Plain attention that appends to `heats` the heat `[B,L]` of some tokens in each small layer.
 
     The heat of a position is the attention, a mean over heads, that it pays to the tokens that are
-    1 in `columns` `[B,T]`; layers of more than 16² positions are left out.
+    1 in `columns` `[B,T]`; layers of more than 32² positions are left out.
     """
 
     def attend(q: Array, k: Array, v: Array, *, text: int) -> Array:
-        if text and q.shape[1] <= _HEAT_QUERIES:
+        if text and q.shape[1] <= _SMALL_QUERIES:
             marks = jnp.pad(columns[:, :text], ((0, 0), (0, k.shape[1] - text)))
             value = jnp.broadcast_to(marks[..., None, None], (*k.shape[:3], 1)).astype(jnp.float32)
             # Values of another width than the keys' are not for every form.

@@ -104,6 +104,10 @@ def test_an_edit_differs_from_its_source_inside_a_mask_alone():
     assert np.abs(source[:2] - edit[:2]).min() > 1e-4
     plain = drawn(sampler.SAMPLERS["ddim"], noise, np.array([0.4, 1.9]))
     np.testing.assert_array_equal(source, plain[0])
+    nowhere = editing.beside(sampler.SAMPLERS["ddim"], jnp.zeros((2, 3, 3, 1)))
+    np.testing.assert_array_equal(
+        drawn(nowhere, noise, np.array([0.4, 1.9])), np.stack([plain[0], plain[0]])
+    )
     everywhere = editing.beside(sampler.SAMPLERS["ddim"], jnp.ones((2, 3, 3, 1)))
     np.testing.assert_array_equal(drawn(everywhere, noise, np.array([0.4, 1.9])), plain)
 

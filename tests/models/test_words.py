@@ -140,5 +140,5 @@ def test_layers_without_a_prompt_or_of_many_positions_have_no_heat():
     heats: list[jax.Array] = []
     attend = words.recording(np.ones((1, 2), np.float32), heats)
     attend(normal(1, 4, 1, 4), normal(1, 4, 1, 4), normal(1, 4, 1, 4), text=0)
-    attend(normal(1, 289, 1, 4), normal(1, 2, 1, 4), normal(1, 2, 1, 4), text=2)
+    attend(normal(1, 1025, 1, 4), normal(1, 2, 1, 4), normal(1, 2, 1, 4), text=2)
     assert heats == []

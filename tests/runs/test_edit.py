@@ -181,6 +181,64 @@ def test_a_drawn_scene_and_its_edit(stages, tmp_path):
     assert json.loads((folder / "edits.json").read_text())["edit"]["cross_steps"] == 0.8
 
 
+def local(stages, **changed):
+    """Scenes of both stages and their edits by a local blend."""
+    own = {"method": "prompt_to_prompt", "masks": "none", "images": "", "local_blend": "word"}
+    own |= {"source_prompt": "a {class_noun} in the snow"}
+    own |= {"prompts": ("a {subject} in the snow",)} | changed
+    return settings(stages, "", **own)
+
+
+@pytest.fixture(scope="module")
+def everywhere(stages, tmp_path_factory) -> Path:
+    """Scenes and their edits without a local blend."""
+    workdir = tmp_path_factory.mktemp("everywhere")
+    return commands.here(edit, local(stages, local_blend="none"), workdir)
+
+
+@pytest.mark.parametrize("kind", ["word", "difference"])
+def test_outside_of_its_places_an_edit_is_its_scene(
+    stages, everywhere, tmp_path, monkeypatch, kind
+):
+    """At both stages of a cascade, bit for bit."""
+    # A map of a random network is about the same everywhere.
+    monkeypatch.setattr("dreambooth_jax.regions.marked", lambda heat, kind: heat == heat.max())
+    folder = commands.here(edit, local(stages, local_blend=kind), tmp_path)
+    for k in range(2):
+        scene, name = read(folder / f"scene_{k:02d}.source.png"), f"scene_{k:02d}_00_{k:02d}"
+        inside = read(folder / f"{name}.mask.png")[..., 0] > 0
+        assert 0 < inside.mean() < 1
+        made = read(folder / f"{name}.png")
+        np.testing.assert_array_equal(made[~inside], scene[~inside])
+        assert (made[inside] != scene[inside]).any()
+        np.testing.assert_array_equal(scene, read(everywhere / f"scene_{k:02d}.source.png"))
+    listed = json.loads((folder / "edits.json").read_text())
+    assert listed["edit"]["local_blend"] == kind
+    assert [one["largest_difference_outside"] for one in listed["photos"]] == [0, 0]
+    # A mask that is missing is found again, with the same pictures.
+    before = commands.contents(folder)
+    (folder / "scene_01_00_01.mask.png").unlink()
+    assert commands.here(edit, local(stages, local_blend=kind), tmp_path) == folder
+    after = commands.contents(folder)
+    assert {k: x for k, x in after.items() if k.endswith("png")} == {
+        k: x for k, x in before.items() if k.endswith("png")
+    }
+
+
+@pytest.mark.parametrize("covered", [True, False])
+def test_a_mask_of_everything_is_none_and_one_of_nothing_is_the_scene(
+    stages, everywhere, tmp_path, monkeypatch, covered
+):
+    monkeypatch.setattr(
+        "dreambooth_jax.regions.marked", lambda found, kind: np.full(found.shape, covered)
+    )
+    folder = commands.here(edit, local(stages), tmp_path)
+    for k in range(2):
+        name = f"scene_{k:02d}_00_{k:02d}.png" if covered else f"scene_{k:02d}.source.png"
+        expected = read(everywhere / name)
+        np.testing.assert_array_equal(read(folder / f"scene_{k:02d}_00_{k:02d}.png"), expected)
+
+
 def test_a_photo_inverted_with_its_own_prompt_is_the_photo(stages, photos, tmp_path):
     pixels = RNG.integers(0, 256, (8, 8, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "small.png")
@@ -203,6 +261,8 @@ def test_a_photo_inverted_with_its_own_prompt_is_the_photo(stages, photos, tmp_p
         ({"method": "prompt_to_prompt", "images": "a.png"}, "expected '' with edit.method"),
         ({"method": "prompt_to_prompt", "strength": 0.5}, "there is nothing to start from"),
         ({"soft": True}, "edit.soft = True: expected a mask"),
+        ({"local_blend": "word"}, "expected edit.method = 'prompt_to_prompt'"),
+        ({"local_blend": "difference", "method": "inversion"}, "write --config.edit.masks=diff"),
         ({"cross_steps": 1.5}, r"edit.cross_steps = 1.5: expected a number in \[0, 1\]"),
         ({"words": ("snow",)}, "expected pairs of a word and a factor"),
     ],
@@ -217,6 +277,7 @@ def test_settings_that_do_not_go_together(stages, tmp_path, changed, message):
     [
         ({"prompts": ("two {class_noun}s",), "source_prompt": "an owl"}, "share no token"),
         ({"words": (("rain", 2.0),)}, "does not have 'rain'; it has a"),
+        ({"local_blend": "word", "word": "fog"}, "does not have 'fog'; it has a"),
         ({"prompts": ("a {subject} " + "very " * 80,)}, "tokens long; 77 are read"),
     ],
 )

@@ -105,6 +105,12 @@ def _checked(plan: Plan) -> Plan:
             f"edit.strength = {strength:g}: expected 1 with edit.method = {c.method!r}: there is "
             "nothing to start from. Leave it out."
         )
+    if c.local_blend != "none" and c.method != pairs.DRAWN:
+        raise configs.ConfigError(
+            f"edit.local_blend = {c.local_blend!r}: expected edit.method = {pairs.DRAWN!r}, whose "
+            f"scenes are drawn beside their edits. With {c.method!r} a mask keeps the photo "
+            f"outside: write --config.edit.masks={c.local_blend} --config.edit.local_blend=none."
+        )
     for pair in c.words:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise configs.ConfigError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from dreambooth_jax import hosts, sharding, tree
 from dreambooth_jax.config import Plan
@@ -20,6 +21,7 @@ from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.parts import pairs, scenes
 from dreambooth_jax.experiment.parts.drawing import Painter
 from dreambooth_jax.experiment.parts.grids import is_drawn, save_png, seed_of
+from dreambooth_jax.experiment.parts.places import Places
 from dreambooth_jax.experiment.parts.scenes import Scene
 from dreambooth_jax.experiment.parts.texts import Weights
 from dreambooth_jax.pipeline import Stage
@@ -54,6 +56,11 @@ class Edit:
     seed: int
     file: str
 
+    @property
+    def mask(self) -> str:
+        """The file with the places in which it differs from its scene, of a local blend."""
+        return f"{Path(self.file).stem}.mask.png"
+
 
 def wanted(plan: Plan, found: Sequence[Scene], prompts: Sequence[str]) -> list[Edit]:
     """Every edit, photo by photo and prompt by prompt; seeds are those of the prompt grids.
@@ -80,6 +87,7 @@ class Editor:
         self.shape = shape_of(self.model.stages[self.model.kinds[-1]])
         self.paired = plan.edit.method in (pairs.INVERSION, pairs.DRAWN)
         self.cutout = scenes.cutout(plan)
+        self.places = Places(plan, painter) if plan.edit.local_blend != "none" else None
         self._opened: dict[str, Canvas] = {}
         self._encoders: dict[str, Any] = {}
 
@@ -88,6 +96,7 @@ class Editor:
         c = self.plan.edit
         kept = ["method", "masks", "soft", "outside", "grow", "feather", "context"]
         kept += ["source_prompt", "cross_steps", "self_steps", "words"] if self.paired else []
+        kept += ["local_blend", "word"] if c.local_blend != "none" else []
         own = {name: getattr(c, name) for name in kept} | {"strength": self.strength}
         if self.cutout is not None:
             own["cutout"] = [scenes.digest(pixels) for pixels in self.cutout]
@@ -122,13 +131,16 @@ class Editor:
         calls = [edits[i : i + size] for i in range(0, len(edits), size)]
         left = [call for call in calls if not self._are_there(folder, call)]
         for call in left:
-            pictures = self._pictures(weights, call, label)
+            pictures, masks = self._pictures(weights, call, label)
             sources = pictures[0::2] if self.paired else pictures
             pictures = pictures[1::2] if self.paired else pictures
             for k, edit in enumerate(call):
                 if k % jax.process_count() != jax.process_index():
                     continue
                 about = self._told(edit, label)
+                if masks:
+                    places = canvas.cells(masks[k], self.shape)[..., 0].astype(np.uint8) * 255
+                    save_png(folder / edit.mask, places, about=about)
                 if edit.scene.drawn:
                     of_source = about | {"prompt": self._source(edit)}
                     save_png(folder / edit.scene.source, sources[k], about=of_source)
@@ -143,6 +155,8 @@ class Editor:
         files += [
             (edit.scene.source, self._source(edit), edit.seed) for edit in call if edit.scene.drawn
         ]
+        if self.places is not None:
+            files += [(edit.mask, edit.prompt, edit.seed) for edit in call]
         return is_drawn(folder, files, self.about()["samplers"])
 
     def _source(self, edit: Edit) -> str:
@@ -162,8 +176,13 @@ class Editor:
             **self.about(),
         }
 
-    def _pictures(self, weights: Weights, call: Sequence[Edit], label: str) -> np.ndarray:
-        """uint8 pictures of the last stage: of each edit, or of each source and its edit."""
+    def _pictures(
+        self, weights: Weights, call: Sequence[Edit], label: str
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """uint8 pictures of the last stage: of each edit, or of each source and its edit.
+
+        And, of a local blend, the cells bool `[H,W]` of the base in which each pair differs.
+        """
         of_photos = {edit.scene.name: self._of_photo(weights, edit.scene) for edit in call}
         each = [self._rows(edit, of_photos[edit.scene.name]) for edit in call]
         rows = [
@@ -176,15 +195,32 @@ class Editor:
             both = [(self._source(edit), edit.prompt) for edit in call]
             prompts = list(itertools.chain.from_iterable(both))
             seeds = list(np.repeat(seeds, 2))
-        return self.painter.draw(
-            weights,
-            prompts,
-            seeds,
-            batch_size=self.painter.rows,
-            label=f"edits {label}",
-            negative=self.plan.sample.negative_prompt,
-            rows=rows,
-        )[-1]
+        cascade = self.painter.cascade(weights, batch_size=self.painter.rows)
+        given: dict[str, Any] = {"prompts": prompts, "seeds": seeds, "label": f"edits {label}"}
+        given["negative"] = self.plan.sample.negative_prompt
+        params = [weights[kind] for kind in self.model.kinds]
+        if self.places is None:
+            return cascade.draw(params, **given, rows=rows)[-1], []
+        base = dataclasses.replace(cascade, samplers=cascade.samplers[:1], texts=cascade.texts[:1])
+        everywhere = self._differing(rows, [np.ones((1, 1), bool)] * len(call))
+        first = base.draw(params[:1], **given, rows=everywhere[:1])[0]
+        masks = []
+        for k, edit in enumerate(call):
+            x0 = np.stack([self.x0(weights, "base", first[2 * k + side]) for side in (0, 1)])
+            masks.append(self.places.mask(weights, both[k], x0))
+            share = 100 * masks[-1].mean()
+            logging.info("%s: %.1f %% of the scene may change.", edit.file, share)
+        return cascade.draw(params, **given, rows=self._differing(rows, masks))[-1], masks
+
+    def _differing(
+        self, rows: Sequence[dict[str, np.ndarray]], masks: Sequence[np.ndarray]
+    ) -> list[dict[str, np.ndarray]]:
+        """The rows of all stages with the cells in which edits differ from their sources."""
+        found = []
+        for own, stage in zip(rows, self.model.stages.values(), strict=True):
+            cells = np.stack([canvas.cells(mask, stage.sample_shape[:2]) for mask in masks])
+            found.append(own | {"differ": np.repeat(cells, 2, 0)})
+        return found
 
     def _of_photo(self, weights: Weights, scene: Scene) -> list[dict[str, np.ndarray]]:
         """For each stage x0 of a photo's window, and the cells of its mask."""

@@ -10,7 +10,7 @@ from absl import logging
 
 from dreambooth_jax import __version__, report
 from dreambooth_jax.config import Plan
-from dreambooth_jax.data import images
+from dreambooth_jax.data import canvas, images
 from dreambooth_jax.data.audit import AuditError
 from dreambooth_jax.data.canvas import Canvas
 from dreambooth_jax.data.prompts import without_word
@@ -31,6 +31,7 @@ class Made:
     """The edits of one photo, from the files: uint8 whole photos, and what they are compared with.
 
     untouched: those of the untouched base, in the same order, or none.
+    places: of a local blend, bool `[H,W]` of each edit: where it differs from its scene.
     """
 
     scene: Scene
@@ -38,14 +39,20 @@ class Made:
     edits: Sequence[Edit]
     pictures: Sequence[np.ndarray]
     untouched: Sequence[np.ndarray]
+    places: Sequence[np.ndarray] = ()
 
     @property
     def outside(self) -> int | None:
         """The largest difference from the photo outside the mask, in grey levels; None without."""
-        if self.canvas.inside is None:
-            return None
-        kept, photo = ~self.canvas.inside, self.canvas.photo.astype(int)
-        return max(int(np.abs(made - photo)[kept].max(initial=0)) for made in self.pictures)
+        masks = self.places
+        if self.canvas.inside is not None:
+            masks = [self.canvas.inside] * len(self.pictures)
+        photo = self.canvas.photo.astype(int)
+        differences = [
+            int(np.abs(made - photo)[~mask].max(initial=0))
+            for made, mask in zip(self.pictures, masks, strict=bool(masks))
+        ]
+        return max(differences, default=None)
 
     def psnr(self, shape: tuple[int, int]) -> float:
         """Mean peak signal-to-noise ratio of the windows and that of the photo, in decibels."""
@@ -65,7 +72,11 @@ def read(editor: Editor, edits: Sequence[Edit], folder: Path, untouched: Path | 
             scene = dataclasses.replace(scene, path=folder / scene.source)
         made = [images.read(folder / edit.file) for edit in own]
         plain = [images.read(untouched / edit.file) for edit in own] if untouched else []
-        found.append(Made(scene, scene.opened(editor.plan, editor.shape), own, made, plain))
+        places = []
+        if editor.places is not None:
+            places = [images.read(folder / edit.mask)[..., 0] > 0 for edit in own]
+        opened = scene.opened(editor.plan, editor.shape)
+        found.append(Made(scene, opened, own, made, plain, places))
     return found
 
 
@@ -217,11 +228,15 @@ def _photo(one: Made, shape: tuple[int, int]) -> report.Comparison:
         pairs = zip(one.edits, pictures, strict=True)
         return [one.canvas.patch(shape, made) for edit, made in pairs if edit.prompt == prompt]
 
-    columns = ["photo", "mask", "edits"] if one.canvas.inside is not None else ["photo", "edits"]
+    masked = one.canvas.inside is not None or bool(one.places)
+    columns = ["photo", "mask", "edits"] if masked else ["photo", "edits"]
     cells = []
     for prompt in prompts:
         row = [[one.canvas.patch(shape)], [one.canvas.shown(shape)], own(one.pictures, prompt)]
-        row = row if one.canvas.inside is not None else [row[0], row[2]]
+        if one.places:
+            scene = one.canvas.patch(shape)
+            row[1] = own([canvas.outlined(scene, mask) for mask in one.places], prompt)
+        row = row if masked else [row[0], row[2]]
         cells.append([*row, own(one.untouched, prompt)] if one.untouched else row)
     columns += [f"{UNTOUCHED}, the class noun"] if one.untouched else []
     box, size = one.scene.box, one.canvas.photo.shape
@@ -231,5 +246,7 @@ def _photo(one: Made, shape: tuple[int, int]) -> report.Comparison:
             f"; the window is {box.width}×{box.height} at ({box.left}, {box.top}), drawn with "
             f"{shape[1]}×{shape[0]}. Largest difference outside the mask: {one.outside} of 255"
         )
+    elif one.outside is not None:
+        told += f". Largest difference outside of the words' places: {one.outside} of 255"
     told += f". The window differs from the photo's by {one.psnr(shape):.1f} dB (PSNR)."
     return report.Comparison(one.scene.name, told, rows=prompts, columns=columns, cells=cells)
