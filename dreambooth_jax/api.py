@@ -24,12 +24,12 @@ from dreambooth_jax import config as configs
 from dreambooth_jax.config import ConfigDict, Plan, checks
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.modes import evaluate, sample
-from dreambooth_jax.experiment.parts import loading
+from dreambooth_jax.experiment.parts import asking, loading
 from dreambooth_jax.experiment.parts.drawing import Painter
 from dreambooth_jax.experiment.parts.model import Model
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.experiment.run import run as run_whole
-from dreambooth_jax.pipeline import locate
+from dreambooth_jax.pipeline import SizeError, locate
 
 Size = tuple[int, int]
 Place = str | os.PathLike[str]
@@ -73,14 +73,12 @@ class TextToImage:
         size: height and width in pixels; None is the model's own. A cascade has only its own.
 
         Raises:
-          ValueError: no prompts, a size that the model cannot draw, or braces without a subject.
+          TypeError: prompts that are no texts, seeds or sides that are no whole numbers.
+          ValueError: no prompts, braces without a subject or with another name in them, a seed that
+            is out of range, a size that the model cannot draw.
         """
-        lines = [prompts] if isinstance(prompts, str) else [*prompts]
-        numbers = [seeds] if isinstance(seeds, int) else [*seeds]
-        if not lines or not numbers:
-            raise ValueError(
-                f"{len(lines)} prompts and {len(numbers)} seeds: expected some of both"
-            )
+        lines, numbers = asking.prompts(prompts), asking.seeds(seeds)
+        size = asking.size(size)
         filled = [self._filled(line) for line in lines]
         painter = self._painter(filled, size)
         rows = [(line, seed) for line in filled for seed in numbers]
@@ -97,22 +95,27 @@ class TextToImage:
         """The samplers of this size, compiled once, with these prompts encoded."""
         if size is not None and len(self._base.kinds) > 1:
             raise ValueError(f"size = {size}: a cascade draws at its own size; leave size out")
-        sampled = dataclasses.replace(self.plan.sample, prompts=tuple(prompts))
+        try:
+            self._base.stages["base"].at(size)
+        except SizeError as error:
+            raise ValueError(f"size = {size}: {error.reason}. Write size={error.near}.") from error
+        # They are filled already; what is left in braces is meant.
+        meant = tuple(each.replace("{", "{{").replace("}", "}}") for each in prompts)
+        sampled = dataclasses.replace(self.plan.sample, prompts=meant)
         plan = dataclasses.replace(self.plan, sample=sampled)
         kept = self._samplers.setdefault(size, {})
         painter = Painter(plan, self._base, self.words, self._workdir, prompts, samplers=kept)
         for kind, settings in [*painter.settings.items()] if size is not None else []:
             painter.settings[kind] = dataclasses.replace(settings, size=size)
-            generate.sample_shape(self._base.stages[kind], painter.settings[kind])
         return painter
 
     def _filled(self, prompt: str) -> str:
         """The prompt with the first subject's words in the place of names in braces."""
-        if "{" not in prompt:
-            return prompt
-        if not self.words:
-            raise ValueError(f"{prompt!r}: this model knows no subject; write the prompt in full")
-        return prompt.format(**self.words[0].in_braces)
+        if asking.is_template(prompt) and not self.words:
+            raise ValueError(
+                f"{asking.shown(prompt)}: this model knows no subject; write the prompt in full"
+            )
+        return prompt.format(**self.words[0].in_braces if self.words else {})
 
     def _batch_size(self, count: int, most: int) -> int:
         """Rows of a sampler call: a power of two, so that few programs are compiled."""
@@ -130,7 +133,7 @@ class Run:
 
     def __post_init__(self) -> None:
         """Raises ConfigError where no run is in the folder."""
-        object.__setattr__(self, "folder", files.at(self.folder))
+        object.__setattr__(self, "folder", files.at(asking.place("folder", self.folder)))
         self._config()
 
     @property
@@ -151,6 +154,8 @@ class Run:
         size: Size | None = None,
     ) -> list[Image.Image]:
         """Draws prompts with the fine-tuned model; see `TextToImage.sample`."""
+        # Told before the model is loaded.
+        prompts, seeds, size = asking.prompts(prompts), asking.seeds(seeds), asking.size(size)
         return self.model.sample(prompts, seeds=seeds, size=size)
 
     def scores(self) -> dict[str, Any]:
@@ -170,7 +175,7 @@ class Run:
         settings: for example `{"export.dtype": "bfloat16", "restore.base": 400}`.
         """
         config = self._config()
-        _set(config, settings or {})
+        _set(config, asking.settings(settings))
         return sample.export(config, self.folder)
 
     def _config(self) -> ConfigDict:
@@ -193,10 +198,12 @@ def load(
 
     Raises:
       ConfigError, CheckpointError, FileNotFoundError, ValueError: what was found and expected.
+      TypeError: an argument of another kind.
     """
-    name = os.fspath(name_or_folder)
+    name = asking.place("name_or_folder", name_or_folder)
+    asking.text("config", config)
     chosen = _config_for(name, config)
-    _set(chosen, settings or {})
+    _set(chosen, asking.settings(settings))
     compile_cache.use(chosen.compile.cache_dir)
     plan = configs.resolve(chosen)
     workdir = Workdir.of_run(files.at(name), plan)
@@ -227,13 +234,17 @@ def finetune(
 
     Raises:
       ConfigError, AuditError, CheckpointError, ValueError, OSError: what was found and expected.
+      TypeError: an argument of another kind.
       Interrupted: a signal came, and everything is saved; the same call resumes.
     """
-    chosen = _read(config)
-    own = {"subject.images": os.fspath(photos), "subject.class_noun": class_noun}
-    _set(chosen, own | dict(settings or {}))
+    images = asking.place("photos", photos)
+    asking.text("class_noun", class_noun)
+    workdir = asking.place("workdir", workdir)
+    chosen = _read(asking.text("config", config))
+    own = {"subject.images": images, "subject.class_noun": class_noun}
+    _set(chosen, own | dict(asking.settings(settings)))
     compile_cache.use(chosen.compile.cache_dir)
-    subject = class_noun if own["subject.images"] == "embedded" else Path(photos).name
+    subject = class_noun if images == "embedded" else Path(images).name
     stem = Path(config.partition(":")[0]).stem
     folder = files.at(workdir or Path("runs") / f"{stem}-{subject}".replace(" ", "_"))
     run_whole(chosen, folder)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import dreambooth_jax
-from dreambooth_jax import config, families, sharding
+from dreambooth_jax import api, config, families, pipeline, sharding
 from dreambooth_jax.experiment.parts.grids import read_picture
 
 
@@ -75,8 +75,11 @@ def test_an_export_draws_the_same(done):
     assert np.array_equal(np.asarray(pictures[1]), second)
     with pytest.raises(ValueError, match="a cascade draws at its own size"):
         model.sample("a bird", size=(64, 64))
-    with pytest.raises(ValueError, match=r"1 prompts.* 0 seeds"):
+    with pytest.raises(ValueError, match=r"seeds = \[\]: expected one seed or more"):
         model.sample("a bird", seeds=[])
+    # A brace that is meant is drawn as one.
+    braces = model.sample(["a {{bird}}", "a {subject} {{"], seeds=7)
+    assert len(braces) == 2
 
 
 def test_a_base_model_draws_what_a_run_drew_before_training(done, caplog):
@@ -117,8 +120,75 @@ def test_scores_are_those_of_the_run(done, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("asked", "kind", "message"),
+    [
+        ({"prompts": []}, ValueError, "prompts = .*expected one prompt or more"),
+        ({"prompts": "a {bird}"}, ValueError, "expected text with only"),
+        ({"prompts": [None]}, TypeError, "prompts has None"),
+        ({"seeds": -1}, ValueError, "seeds has -1: expected numbers from 0 to 4294967295"),
+        ({"seeds": 1.0}, TypeError, "seeds = 1.0"),
+        ({"size": (10**6, 8)}, ValueError, "size = .*8192"),
+        ({"size": 512}, TypeError, "size = 512: expected height and width"),
+    ],
+)
+def test_what_is_asked_of_a_run_is_checked_before_it_is_loaded(done, asked, kind, message):
+    run = dreambooth_jax.Run(done[1])
+    with (
+        mock.patch.object(api, "load", None),
+        pytest.raises(kind, match=message) as caught,
+    ):
+        run.sample(**{"prompts": ["a bird"]} | asked)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_cannot_be_drawn_is_told_before_anything_compiles(done):
+    """By a model of one stage, which could draw other sizes."""
+    stages, _ = done
+    model = dreambooth_jax.load(stages["base"], config="imagen_like:smoke")
+    with mock.patch.object(api, "Painter", None):
+        for asked, kind, message in (
+            ({"prompts": "a {subject}"}, ValueError, "knows no subject"),
+            ({"prompts": "a {"}, ValueError, "for a brace that is meant"),
+            ({"seeds": [0, 2**32]}, ValueError, "seeds has 4294967296"),
+            ({"seeds": True}, TypeError, "seeds = True, a bool"),
+        ):
+            with pytest.raises(kind, match=message):
+                model.sample(**{"prompts": "a bird"} | asked)
+        error = pipeline.SizeError((1, 8), "expected two multiples of 8", (8, 8))
+        with (
+            mock.patch.object(pipeline.Stage, "at", side_effect=error),
+            pytest.raises(ValueError, match=r"^size = \(1, 8\): .* of 8\. Write size=\(8, 8\)\.$"),
+        ):
+            model.sample("a bird", size=(1, 8))
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: dreambooth_jax.load(None), "name_or_folder = None: expected text, not NoneType"),
+        (lambda: dreambooth_jax.load(b"model"), "name_or_folder = b'model'"),
+        (lambda: dreambooth_jax.load(config=1), "config = 1: expected text"),
+        (lambda: dreambooth_jax.load(settings="seed=1"), "settings = 'seed=1': expected a dict"),
+        (lambda: dreambooth_jax.load(settings={1: 2}), "settings = {1: 2}: expected a dictionary"),
+        (lambda: dreambooth_jax.Run(3), "folder = 3: expected text"),
+        (lambda: dreambooth_jax.finetune(["a.jpg"], "toy"), r"photos = \['a.jpg'\]: expected text"),
+        (lambda: dreambooth_jax.finetune("photos", 3), "class_noun = 3: expected text"),
+        (lambda: dreambooth_jax.finetune("photos", "toy", config=None), "config = None"),
+        (lambda: dreambooth_jax.finetune("photos", "toy", workdir=1), "workdir = 1: expected text"),
+        (lambda: dreambooth_jax.finetune("photos", "toy", settings=[1]), r"settings = \[1\]"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told_by_name(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match=message):
+        call()
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: dreambooth_jax.load("a\0b"), "name_or_folder = .*a file's name can hold"),
         (lambda: dreambooth_jax.load("nowhere"), "no model folder 'nowhere'"),
         (lambda: dreambooth_jax.Run("nowhere"), "no run in 'nowhere'"),
         (lambda: dreambooth_jax.finetune("photos", "toy", config="sdlx"), "Did you mean 'sdxl'"),
@@ -131,14 +201,12 @@ def test_scores_are_those_of_the_run(done, tmp_path):
 )
 def test_mistakes_are_told_before_anything_is_loaded(call, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((config.ConfigError, FileNotFoundError), match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         call()
     assert [*tmp_path.iterdir()] == []
 
 
 def test_every_family_has_a_configuration_to_draw_with():
-    from dreambooth_jax import api
-
     bases = {name for name, family in families.FAMILIES.items() if family.kind == "base"}
     assert api.CONFIG_OF.keys() == bases
     assert {*api.CONFIG_OF.values()} <= config.library.files().keys()

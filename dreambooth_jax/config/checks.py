@@ -1,27 +1,22 @@
 """Checks of a configuration: all problems in one message, each with what to write instead."""
 
-import difflib
 import math
 import re
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dreambooth_jax.config import photos, sampling
+from dreambooth_jax.config import photos, sampling, templates, weighted
 from dreambooth_jax.config.base import CHOICES, RANGES, STAGE_KEYS, base_config, flatten
 from dreambooth_jax.config.plan import is_resolution
-from dreambooth_jax.config.problems import Problem, raise_all, suggest
+from dreambooth_jax.config.problems import Problem, raise_all, shown, suggest
 from dreambooth_jax.config.problems import default as _default
 from dreambooth_jax.config.problems import write as _write
 from dreambooth_jax.data.images import LARGEST
-from dreambooth_jax.data.prompts import PROMPT_SETS
 from dreambooth_jax.data.subject_table import folder_of
 
 _LEAST_PRODIGY = 0.1  # of its learning rate, which is a factor there
-# What sample.prompts may hold in braces.
-TEMPLATE_FIELDS = ("subject", "identifier", "class_noun", "instance_prompt", "class_prompt")
 
 
 def validate(config: ConfigDict) -> None:
@@ -76,6 +71,15 @@ def _wrong_types(c: Mapping[str, Any], base: ConfigDict) -> Iterator[Problem]:
                 words = c[key].replace(",", " ").split() if key in CHOICES else [c[key]]
                 meant = _write(key, tuple(words))
             yield Problem(key, c[key], kind.get(wanted, "True or False"), meant)
+        elif _is_huge(c[key]):
+            yield Problem(key, c[key], "numbers of at most 18 digits", _default(key))
+
+
+def _is_huge(value: Any) -> bool:
+    """Returns True for a whole number, or a tuple with one, that no file or array has room for."""
+    if isinstance(value, tuple | list):
+        return any(map(_is_huge, value))
+    return type(value) is int and value.bit_length() > 63
 
 
 def _wrong_ranges(c: Mapping[str, Any]) -> Iterator[Problem]:
@@ -100,7 +104,7 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(key, c[key], f"one of {', '.join(map(repr, known))}", hint)
 
     for key, value in c.items():
-        if _unwritable(value):
+        if key not in templates.KEYS and templates.unwritable(value):
             yield Problem(key, value, "text of characters that a file can hold", _default(key))
     for key in ("base_model", "subject.images"):
         if not c[key].strip():
@@ -124,7 +128,7 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("stages", stages, expected, _write("stages", order or ("base",)))
 
     key, programs = "precompile.programs", c["precompile.programs"]
-    if not programs or not set(programs) <= set(CHOICES[key]):
+    if not programs or any(name not in CHOICES[key] for name in programs):
         expected = f"one or more of {', '.join(map(repr, CHOICES[key]))}"
         yield Problem(key, programs, expected, _default(key))
 
@@ -143,35 +147,25 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(key, c[key], f"pairs (regex, value): {reason}", _default(key))
 
     yield from _wrong_names(c)
-    for key in ("sample.prompts", "edit.prompts", "evaluate.prompts"):
-        if not c[key] and key != "evaluate.prompts":
+    for key in templates.KEYS:
+        if not c[key] and key in ("sample.prompts", "edit.prompts"):
             yield Problem(key, c[key], "at least one prompt", _write(key, ("a {subject}",)))
-        yield from _wrong_prompts(key, c[key])
-    yield from _wrong_prompts("edit.source_prompt", (c["edit.source_prompt"],))
-    for key in ("evaluate.encoders", "benchmark.subjects"):
+        yield from templates.wrong(key, (c[key],) if isinstance(c[key], str) else c[key])
+    for key in ("evaluate.encoders", "benchmark.subjects", "log.to"):
         yield from _wrong_items(key, c[key])
-
-
-def _unwritable(value: Any) -> bool:
-    """Returns True for text, or a tuple with such, with half a character or a zero in it."""
-    if isinstance(value, tuple):
-        return any(map(_unwritable, value))
-    return isinstance(value, str) and (
-        "\0" in value or any("\ud800" <= x <= "\udfff" for x in value)
-    )
 
 
 def _wrong_rules(rules: Sequence[Any], values: Sequence[Any]) -> str:
     """Returns the problem of a table of (regex, value), "" without one."""
     for rule in rules:
         if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)):
-            return f"{rule!r} is no such pair"
+            return f"{shown(rule)} is no such pair"
         try:
             re.compile(rule[0])
         except re.error as error:
-            return f"{rule[0]!r} is no regular expression, {error}"
+            return f"{shown(rule[0])} is no regular expression, {error}"
         if type(rule[1]) is not type(values[0]) or rule[1] not in values:
-            return f"{rule[1]!r} is not one of {', '.join(map(repr, values))}"
+            return f"{shown(rule[1])} is not one of {', '.join(map(repr, values))}"
     return "" if rules and rules[-1][0] == ".*" else "the last regex must be '.*'"
 
 
@@ -187,7 +181,7 @@ def _wrong_names(c: Mapping[str, Any]) -> Iterator[Problem]:
     for other in c[key]:
         example = _write(key, (("photos/cat", "cat", "auto"),))
         if not (isinstance(other, tuple) and len(other) == 3 and all(map(_is_text, other))):
-            expected = f"triples (images, class_noun, identifier); {other!r} is none"
+            expected = f"triples (images, class_noun, identifier); {shown(other)} is none"
             yield Problem(key, c[key], expected, example)
             continue
         _, noun, identifier = other
@@ -237,32 +231,10 @@ def _wrong_items(key: str, names: Sequence[Any]) -> Iterator[Problem]:
             yield Problem(key, name, f"of {', '.join(map(repr, known))}", hint)
 
 
-def _wrong_prompts(key: str, prompts: Sequence[Any]) -> Iterator[Problem]:
-    expected = f"text with only {', '.join(f'{{{name}}}' for name in TEMPLATE_FIELDS)} in braces"
-    for prompt in prompts:
-        try:
-            parts = [*string.Formatter().parse(prompt)]
-        except (ValueError, TypeError):  # a lone brace; not text at all
-            yield Problem(key, prompt, expected, "Write {{ or }} for a brace that is meant.")
-            continue
-        fields = {field for _, field, _, _ in parts} - {None}
-        if any(form or conversion for _, _, form, conversion in parts):  # {subject:>1000000000}
-            yield Problem(key, prompt, f"{expected}, without : or !", "Write {subject}.")
-        for field in sorted(str(field) for field in fields.difference(TEMPLATE_FIELDS)):
-            hint = suggest(field, TEMPLATE_FIELDS) or "Write {subject}."
-            yield Problem(key, prompt, expected, hint)
-        near = difflib.get_close_matches(prompt, PROMPT_SETS, n=1, cutoff=0.75)
-        if near and prompt not in PROMPT_SETS:
-            known = ", ".join(PROMPT_SETS)
-            yield Problem(key, prompt, f"a prompt, or one of {known}", _write(key, (near[0],)))
-        if "[V]" in prompt:
-            yield Problem(key, prompt, expected, "Write {subject} for the paper's [V] [class].")
-
-
 def _wrong_together(c: Mapping[str, Any]) -> Iterator[Problem]:
     """Yields problems of settings that are sound one by one."""
     steps = (_wrong_prior, _wrong_methods, _wrong_modes, _wrong_steps)
-    for step in (*steps, sampling.wrong, photos.wrong_shapes):
+    for step in (*steps, sampling.wrong, weighted.wrong, photos.wrong_shapes):
         yield from step(c)
 
 

@@ -25,10 +25,10 @@ class Problem:
     instead: str
 
     def __str__(self) -> str:
-        return f"{self.key} = {_shown(self.found)}: expected {self.expected}. {self.instead}"
+        return f"{self.key} = {shown(self.found)}: expected {self.expected}. {self.instead}"
 
 
-def _shown(found: Any) -> str:
+def shown(found: Any) -> str:
     """The text of what was found, its two ends if it is long; no number of 5000 digits has one."""
     try:
         text = repr(found)
@@ -61,6 +61,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def write(key: str, value: Any) -> str:
     """Returns the words that give `key` that value; `None` is that of a key that is not set."""
     text = str(value)
+    if len(text) > _LONGEST:
+        return f"Write another --config.{key}."
     if shlex.quote(text) != text:
         text = shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
     return "Leave it out." if value is None else f"Write --config.{key}={text}."

@@ -7,7 +7,6 @@ from dreambooth_jax.config.base import base_config, flatten
 from dreambooth_jax.config.problems import Problem, default, write
 from dreambooth_jax.diffusion.sampler import OWN_SPACING
 
-_LARGEST = 10  # strength of a LoRA file, either way
 DENSITY_KEYS = {  # a number of a density of levels -> the density
     "loss.logit_mean": "logit_normal",
     "loss.logit_std": "logit_normal",
@@ -29,14 +28,6 @@ def wrong(c: Mapping[str, Any]) -> Iterator[Problem]:
         expected = f"'model' with the sampler {c['sampler.name']!r}, whose own spacing is {own!r}"
         key = "sampler.spacing"
         yield Problem(key, c[key], expected, write(key, "model"))
-
-    key = "sample.loras"
-    for pair in c[key]:
-        sound = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
-        number = sound and type(pair[1]) in (int, float) and abs(pair[1]) <= _LARGEST
-        if not (number and pair[0].strip()):
-            expected = f"pairs (file or folder, strength from {-_LARGEST} to {_LARGEST})"
-            yield Problem(key, pair, expected, write(key, (("runs/duck", 0.8),)))
 
     defaults = flatten(base_config())
     for key, name in DENSITY_KEYS.items():

@@ -184,3 +184,23 @@ def test_photos_of_one_stem_have_names_of_their_own(tmp_path):
     save(tmp_path, name="a.webp")
     found = scenes.found(plan_of(tmp_path, masks="none"), SHAPE)
     assert [scene.name for scene in found] == ["a_png", "a_webp"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a.png", "a.webp", "a_png.png"),
+        ("a.png", "a.webp", "a_png.png", "a_webp.png", "A_PNG.bmp", "a_png_2.png"),
+        ("A.png", "a.png"),
+        ("Straße.png", "STRASSE.png"),
+        ("a_2.png", "a.png", "A.png", "A_png.png", "a_PNG.bmp"),
+    ],
+)
+def test_no_two_photos_write_to_one_file(tmp_path, names):
+    """Nor on a disk that ignores capitals."""
+    for name in names:
+        save(tmp_path, name=name)
+    files = [name for name in names if (tmp_path / name).exists()]
+    found = scenes.found(plan_of(tmp_path, masks="none"), SHAPE)
+    assert len(found) == len({scene.name.casefold() for scene in found}) == len(files)
+    assert {scene.path.name for scene in found} == set(files)

@@ -111,12 +111,6 @@ def _checked(plan: Plan) -> Plan:
             f"scenes are drawn beside their edits. With {c.method!r} a mask keeps the photo "
             f"outside: write --config.edit.masks={c.local_blend} --config.edit.local_blend=none."
         )
-    for pair in c.words:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise configs.ConfigError(
-                f"edit.words = {c.words!r}: expected pairs of a word and a factor. Write "
-                "--config.edit.words=\"(('snow',2.0),)\"."
-            )
     if c.soft and c.masks not in annotations.PAINTED:
         raise configs.ConfigError(
             "edit.soft = True: expected a mask that is painted. Write --config.edit.masks=files."

@@ -11,8 +11,7 @@ from typing import Any
 import jax
 
 from dreambooth_jax import files, generate, hosts, report
-from dreambooth_jax.config import Plan
-from dreambooth_jax.config.checks import TEMPLATE_FIELDS
+from dreambooth_jax.config import Plan, templates
 from dreambooth_jax.data import prompt_lines
 from dreambooth_jax.data.prompt_lines import Line, Size
 from dreambooth_jax.data.subject import Words
@@ -47,7 +46,7 @@ def read(plan: Plan, stages: Mapping[str, Stage]) -> tuple[Line, ...]:
         return ()
     at = files.at(plan.sample.prompts_file)
     file = files.here(at.parent) / at.name
-    lines = prompt_lines.read(file, fields=TEMPLATE_FIELDS)
+    lines = prompt_lines.read(file, fields=templates.FIELDS)
     settings = {kind: settings_of(plan, stage) for kind, stage in stages.items()}
     guided = any(generate.is_guided(x, settings[k].guidance_scale) for k, x in stages.items())
     wrong: list[str] = []

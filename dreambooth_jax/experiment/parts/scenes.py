@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,8 @@ def found(plan: Plan, shape: tuple[int, int]) -> tuple[Scene, ...]:
       Disagreement: not all hosts have the same files.
     """
     paths = _paths(plan.edit.images)
-    stems = [path.stem for path in paths]
     scenes, wrong = [], []
-    for path in paths:
-        name = path.stem if stems.count(path.stem) == 1 else path.name.replace(".", "_")
+    for name, path in zip(_names(paths), paths, strict=True):
         try:
             opened = _canvas(path, plan, shape)
         except (ImageError, OSError) as error:
@@ -159,6 +158,27 @@ def _paths(given: str) -> list[Path]:
     if not paths:
         raise configs.ConfigError(f"edit.images = {given!r}: no photo in this folder.")
     return paths
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A name for each photo's edits, no two the same on a disk that ignores capitals.
+
+    Its stem, or with its ending where photos share the stem; numbered where that is another's too.
+    """
+    stems = [path.stem.casefold() for path in paths]
+    first = [
+        path.stem if stems.count(stem) == 1 else path.name.replace(".", "_")
+        for stem, path in zip(stems, paths, strict=True)
+    ]
+    kept, taken = [], {name.casefold() for name in first}
+    seen: set[str] = set()
+    for name in first:
+        own, k = name, 2
+        while own.casefold() in seen or (own != name and own.casefold() in taken):
+            own, k = f"{name}_{k}", k + 1
+        seen.add(own.casefold())
+        kept.append(own)
+    return kept
 
 
 def _canvas(
