@@ -70,7 +70,8 @@ def begun(
     made, used = dict(trainable), set[str]()
     named = stage.family.kohya(stage)
     for path in lora.adapted(dict(trainable)):
-        found = factors(path, named(path), tensors, about)
+        with untrusted.values(file):
+            found = factors(path, named(path), tensors, about)
         if found is not None:
             made |= _fitted(path, found, trainable, alpha=alpha, file=file)
             used.update(found.keys)
@@ -112,6 +113,9 @@ def factors(
     """The change of a kernel in a file that was `read`, None where it has none.
 
     kohya: the kernel's name or place in kohya's files.
+
+    Raises:
+      ValueError: names the keys of factors that are none, or of an α that is no number above 0.
     """
     for name in _names(path, kohya):
         for first, second, third in _ENDS:
@@ -121,12 +125,14 @@ def factors(
             down, up = (tensors[key] for key in keys)
             more = [key for key in (f"{name}{third}", f"{name}.alpha") if key in tensors]
             length = tensors.get(f"{name}{third}")
-            part = path.partition("/")[0]
-            told = about.get(f"{part}.lora_alpha", len(down))
-            alpha = float(tensors.get(f"{name}.alpha", np.float32(told)).reshape(-1)[0])
             if length is None and any(f"{name}{ends[2]}" in tensors for ends in _ENDS):
                 continue
-            scale = alpha / len(down)
+            rank = lora_reader.rank_of(" and ".join(keys), down, up)
+            told = f"{path.partition('/')[0]}.lora_alpha"
+            what, alpha = f"{told} of its metadata", about.get(told, rank)
+            if f"{name}.alpha" in tensors:
+                what, alpha = f"{name}.alpha", tensors[f"{name}.alpha"]
+            scale = lora_reader.scale_of(what, alpha, rank)
             if isinstance(kohya, Slot) and name == kohya.name:
                 if len(up) % kohya.parts or up.size != len(up) * len(down):
                     return None
@@ -165,5 +171,10 @@ def _fitted(
     up[:rank] = their_up * np.float32(found.scale * len(up) / alpha)
     made = {names[0]: down, names[1]: up}
     if found.length is not None:
+        if found.length.size != np.shape(trainable[names[2]])[0]:
+            raise untrusted.FileError(
+                f"{file}: {found.keys[2]} has the shape {found.length.shape}; expected "
+                f"{np.shape(trainable[names[2]])[0]} lengths, one for each output of {path}."
+            )
         made[names[2]] = found.length.reshape(-1)
     return made

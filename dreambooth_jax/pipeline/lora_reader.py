@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,15 +95,50 @@ def _factors(
     """
     down, up = module.get(_DOWN), module.get(_UP)
     fits = down is not None and up is not None and down.ndim in (2, 4) and up.ndim == down.ndim
-    if down is None or up is None or not fits or up.shape[1] != len(down) or len(up) % slot.parts:
+    if down is None or up is None or not fits or len(up) % slot.parts:
         shapes = {kind: tensor.shape for kind, tensor in module.items()}
         raise untrusted.FileError(
             f"{what} has {shapes}; expected two factors, [r,in] and [out,r]. {untrusted.AGAIN}"
         )
-    scale = np.float32(module[_ALPHA].item() / len(down)) if _ALPHA in module else np.float32(1)
+    try:
+        rank = rank_of("its factors", down, up)
+        scale = np.float32(scale_of("its alpha", module.get(_ALPHA, rank), rank))
+    except ValueError as error:
+        raise untrusted.FileError(f"{what}: {error} {untrusted.AGAIN}") from error
     down, up = own_part(slot, down, up)
     down = weights.turned("/kernel", down, to_file=False)
     return np.ascontiguousarray(down), np.ascontiguousarray(scale * up.T)
+
+
+def rank_of(what: str, down: np.ndarray, up: np.ndarray) -> int:
+    """The rank of two factors of a file, down `[r,in(,h,w)]` and up `[out,r(,1,1)]`.
+
+    Raises:
+      ValueError: they are none; `what` names them.
+    """
+    rank = len(down) if down.ndim in (2, 4) else 0
+    fits = up.ndim in (2, 4) and up.size == len(up) * rank and rank == up.shape[1]
+    if not rank or not fits or not down.size or not up.size:
+        raise ValueError(
+            f"{what} have the shapes {down.shape} and {up.shape}; expected [r,in] and [out,r], of "
+            "a rank r of 1 or more."
+        )
+    return rank
+
+
+def scale_of(what: str, alpha: Any, rank: int) -> float:
+    """The scale α / r of factors, for an α that a file or its metadata holds; `what` names it.
+
+    Raises:
+      ValueError: it is no single finite number above 0.
+    """
+    number = alpha.reshape(-1)[0] if isinstance(alpha, np.ndarray) and alpha.size == 1 else alpha
+    plain = isinstance(number, int | float | np.number) and not isinstance(number, bool)
+    if not plain or not 0 < abs(number) < np.inf or number < 0:
+        shape = f"of shape {alpha.shape}" if isinstance(alpha, np.ndarray) else ""
+        found = shape if shape and alpha.size != 1 else untrusted.in_short(repr(number))
+        raise ValueError(f"{what} is {found}; expected one finite number above 0.")
+    return float(number) / rank
 
 
 def own_part(slot: Slot, down: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

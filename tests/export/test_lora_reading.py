@@ -1,13 +1,15 @@
 """LoRA files read: both layouts give the change that was written; what does not fit is told."""
 
+import json
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dreambooth_jax import weights
-from dreambooth_jax.export import lora_file, lora_reading
+from dreambooth_jax.export import lora_file, lora_reading, lora_start
 from dreambooth_jax.families.unet import kohya
 from dreambooth_jax.pipeline.family import Slot
 from dreambooth_jax.untrusted import FileError
@@ -118,6 +120,52 @@ def test_what_does_not_fit_is_told(change, message, trained, tmp_path):
     with pytest.raises(FileError, match=message) as caught:
         lora_reading.read(file, stage())
     assert "other.safetensors" in str(caught.value)
+
+
+KEY = "lora_unet_down_0_to_q"
+HOSTILE = [  # factors and α of one kernel (6, 8), and what is told of them
+    ((0, 6), (8, 0), None, "a rank r of 1 or more"),
+    ((3, 0), (8, 3), None, "a rank r of 1 or more"),
+    ((3, 6), (0, 3), None, "a rank r of 1 or more"),
+    ((), (8, 3), None, "a rank r of 1 or more"),
+    ((6,), (8,), None, "a rank r of 1 or more"),
+    ((3, 6, 1), (8, 3, 1), None, "a rank r of 1 or more"),
+    ((3, 6), (8, 2), None, "a rank r of 1 or more"),
+    ((3, 6), (8, 3, 2, 2), None, "a rank r of 1 or more"),
+    ((3, 6), (8, 3), -1.0, "above 0"),
+    ((3, 6), (8, 3), 0.0, "above 0"),
+    ((3, 6), (8, 3), np.zeros(0), "above 0"),
+    ((3, 6), (8, 3), np.ones(2), "above 0"),
+]
+
+
+@pytest.mark.parametrize(("down", "up", "alpha", "message"), HOSTILE)
+def test_factors_that_are_none_are_told_with_file_and_key(down, up, alpha, message, tmp_path):
+    tensors = {"lora_down.weight": np.ones(down), "lora_up.weight": np.ones(up)}
+    tensors |= {} if alpha is None else {"alpha": np.asarray(alpha)}
+    file = tmp_path / "odd.safetensors"
+    weights.save(file, {f"{KEY}.{end}": x.astype(np.float32) for end, x in tensors.items()})
+    path = "unet/down/0/to_q/kernel"
+    fresh = {
+        f"{path}/lora_down": np.zeros((6, 3), np.float32),
+        f"{path}/lora_up": np.zeros((3, 8), np.float32),
+    }
+    for read in (
+        lambda: lora_reading.read(file, stage()),
+        lambda: lora_start.begun(stage(), str(file), fresh, alpha=1.0),
+    ):
+        with pytest.raises(FileError, match=message) as caught:
+            read()
+        assert "odd.safetensors" in str(caught.value) and KEY in str(caught.value)
+
+
+@pytest.mark.parametrize("alpha", ["6", -6, 0, True, None, [6], float("nan"), float("inf")])
+def test_a_scale_in_the_metadata_that_is_none_is_told_by_name(alpha, trained, tmp_path):
+    tensors = lora_file.peft(trained, alpha=3.0, dtype="float32")
+    about = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": alpha})}
+    save_file(tensors, tmp_path / "odd.safetensors", about)
+    with pytest.raises(FileError, match=r"odd\.safetensors: unet\.lora_alpha of its metadata is"):
+        lora_reading.read(tmp_path / "odd.safetensors", stage())
 
 
 def test_a_file_that_is_none_is_told(tmp_path):

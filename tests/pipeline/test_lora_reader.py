@@ -120,6 +120,29 @@ def test_a_file_of_something_else_is_refused(tensors, message, tmp_path):
         lora_reader.read(stage_of("z_image"), file)
 
 
+@pytest.mark.parametrize(
+    ("down", "up", "alpha", "message"),
+    [
+        ((0, 16), (16, 0), None, "a rank r of 1 or more"),
+        ((2, 16), (16, 3), None, "a rank r of 1 or more"),
+        ((2,), (16, 2), None, "expected two factors"),
+        ((2, 16), (16, 2), -2.0, "its alpha is .*above 0"),
+        ((2, 16), (16, 2), 0.0, "its alpha is .*above 0"),
+        ((2, 16), (16, 2), np.zeros(0), r"its alpha is of shape \(0,\)"),
+        ((2, 16), (16, 2), np.ones(3), r"its alpha is of shape \(3,\)"),
+    ],
+)
+def test_factors_that_are_none_are_told_with_file_and_key(down, up, alpha, message, tmp_path):
+    name = "transformer.layers.0.attention.to_q"
+    arrays = {f"{name}.lora_A.weight": np.ones(down), f"{name}.lora_B.weight": np.ones(up)}
+    arrays |= {} if alpha is None else {f"{name}.alpha": np.asarray(alpha)}
+    file = tmp_path / "odd.safetensors"
+    weights.save(file, {key: x.astype(np.float32) for key, x in arrays.items()})
+    with pytest.raises(ValueError, match=message) as caught:
+        lora_reader.read(stage_of("z_image"), file)
+    assert "odd.safetensors" in str(caught.value) and name in str(caught.value)
+
+
 def test_a_missing_file_and_one_of_another_kind_are_told(tmp_path):
     stage, file = stage_of("z_image"), tmp_path / "file.safetensors"
     with pytest.raises(FileNotFoundError, match=r"no such file; expected a \.safetensors file"):
