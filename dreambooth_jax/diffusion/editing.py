@@ -32,8 +32,8 @@ def of_rows(rule: Rule, rows: Mapping[str, Array], noise: Array, levels: Array) 
     Args:
       rows: `follow` `[2P,H,W,C]`, an x0 along which sources run (`followed`); `differ`
         `[2P,H,W,1]`, where edits differ from their sources (`beside`); `mask` and `known`
-        (`sampler.blended`), or `amounts` and `known` (`by_amount`). Those that are there apply in
-        this order.
+        (`sampler.blended`), or `amounts` and, but for edits of sources, `known` (`by_amount`).
+        Those that are there apply in this order.
       noise: `[B,H,W,C]`, that the sampler starts from.
       levels: of the sampler (`ratios`).
     """
@@ -44,7 +44,7 @@ def of_rows(rule: Rule, rows: Mapping[str, Array], noise: Array, levels: Array) 
     if "mask" in rows:
         rule = sampler.blended(rule, rows["mask"], rows["known"], noise)
     if "amounts" in rows:
-        rule = by_amount(rule, rows["amounts"], rows["known"], noise, levels)
+        rule = by_amount(rule, rows["amounts"], rows.get("known"), noise, levels)
     return rule
 
 
@@ -102,7 +102,7 @@ def beside(rule: Rule, mask: Array) -> Rule:
     return inside
 
 
-def by_amount(rule: Rule, amounts: Array, known: Array, noise: Array, levels: Array) -> Rule:
+def by_amount(rule: Rule, amounts: Array, known: Array | None, noise: Array, levels: Array) -> Rule:
     """The rule with a known part whose share of the steps is given for each pixel.
 
     A pixel of amount m takes the last S·m of S steps; before, it is the known x0 with the noise of
@@ -110,14 +110,19 @@ def by_amount(rule: Rule, amounts: Array, known: Array, noise: Array, levels: Ar
 
     Args:
       amounts: `[B,H,W,1]` in [0, 1].
-      known, noise: `[B,H,W,C]`.
+      known, noise: `[B,H,W,C]`. None: the edits of pairs are their sources before, which run along
+        the known x0 with other noise at every level.
       levels: float32 `[S+1]`, the ratio alpha / sigma of each level (`ratios`).
     """
     count = len(levels) - 1
 
     def inside(x: Array, x0_hat: Array, noise_hat: Array, step: Step) -> Array:
         drawn = rule(x, x0_hat, noise_hat, step)
-        kept = step.alpha_s * known + step.sigma_s * noise
+        if known is None:
+            source, _ = _pairs(drawn)
+            kept = _rows(source, source)
+        else:
+            kept = step.alpha_s * known + step.sigma_s * noise
         begin = count - jnp.round(count * amounts)
         return jnp.where(begin <= _index(levels, step.alpha_t, step.sigma_t), drawn, kept)
 

@@ -72,6 +72,21 @@ def test_an_edit_with_its_source_s_prompt_is_the_source_bit_for_bit(name):
     assert np.abs(other[1] - x0[1]).max() > 0.1  # another prompt moves
 
 
+@pytest.mark.parametrize("kind", ["differ", "amounts"])
+def test_what_an_edit_keeps_is_its_source_at_every_step(kind):
+    """With equal prompts all of it is x0, though the network mixes what is kept and what is not."""
+    x0, noise, times = x0_of(), sampler.first_noise(KEYS, SIZE), TABLE.times(STEPS)
+    where = np.full((2, 3, 3, 1), 0.4, np.float32)
+    where[:, :2] = 1
+    rows = {"follow": x0, kind: jnp.asarray(where)}
+    rule = editing.of_rows(sampler.SAMPLERS["ddim"], rows, noise, editing.ratios(TABLE, times))
+    same = drawn(rule, noise, np.array([0.4, 0.4]))
+    np.testing.assert_array_equal(same, x0)
+    other = drawn(rule, noise, np.array([0.4, 1.9]))
+    np.testing.assert_array_equal(other[0], x0[0])
+    assert np.abs(other[1] - x0[1]).max() > 0.1
+
+
 def test_on_a_flow_it_is_flow_edit():
     """z += (s - t)(v(z + x_src - x0; edit) - v(x_src; source)), written out."""
     x0, times = x0_of(), FLOW.times(STEPS)

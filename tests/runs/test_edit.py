@@ -255,6 +255,32 @@ def test_a_photo_inverted_with_its_own_prompt_is_the_photo(stages, photos, tmp_p
     assert (read(folder / "small_01_00.png") != pixels).any()
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_with_a_mask_as_well_inside_and_outside(stages, tmp_path, soft):
+    """What is kept beside what is drawn is the source at every step, which networks look at."""
+    pixels = RNG.integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "small.png")
+    mask = np.full((8, 8), 64 if soft else 0, np.uint8)
+    mask[2:6, 3:8] = 255
+    Image.fromarray(mask).save(tmp_path / "small.mask.png")
+    c = paired(
+        stages,
+        images=str(tmp_path / "small.png"),
+        masks="files",
+        soft=soft,
+        grow=0,
+        feather=0,
+        method="inversion",
+        strength=1.0,
+        source_prompt="a {class_noun}",
+        prompts=("a {class_noun}", "a {subject}"),
+    )
+    c.sampler.num_steps = 8
+    folder = commands.here(edit, c, tmp_path / "run")
+    np.testing.assert_array_equal(read(folder / "small_00_00.png"), pixels)
+    assert (read(folder / "small_01_00.png") != pixels).any()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -254,9 +254,10 @@ class Editor:
             if self.paired and kind == "base":
                 rows |= self._of_pair(stage, edit)
                 if not edit.scene.drawn:
-                    rows["follow"] = rows["known"]
+                    # The source runs along the photo everywhere, and is what its edit keeps.
+                    rows["follow"] = rows.pop("known")
                 if "mask" in rows:
-                    rows["mask"][0] = 1  # the source runs along the photo everywhere
+                    rows["differ"] = rows.pop("mask")
                 if "amounts" in rows:
                     rows["amounts"][0] = 1
             if not {"mask", "amounts"} & rows.keys():
