@@ -181,6 +181,56 @@ def _sd3(**changed: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+_QWEN3_4B = {
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+}
+_QWEN3_8B = _QWEN3_4B | {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "tie_word_embeddings": False,
+}
+_KLEIN = {
+    "patch_size": 1,
+    "in_channels": 128,
+    "attention_head_dim": 128,
+    "mlp_ratio": 3.0,
+    "axes_dims_rope": [32, 32, 32, 32],
+    "rope_theta": 2000,
+    "eps": 1e-6,
+    "timestep_guidance_channels": 256,
+    "guidance_embeds": False,
+}
+_KLEIN_VAE = _VAE | {
+    "latent_channels": 32,
+    "sample_size": 1024,
+    "batch_norm_eps": 1e-4,
+    "batch_norm_momentum": 0.1,
+    "patch_size": [2, 2],
+}
+del _KLEIN_VAE["scaling_factor"]  # it has the statistics of its latents instead
+
+
+def _klein(qwen3: dict[str, Any], **changed: Any) -> dict[str, dict[str, Any]]:
+    return {
+        "model_index.json": {"_class_name": "Flux2KleinPipeline", "is_distilled": False},
+        "transformer/config.json": _KLEIN | changed,
+        "vae/config.json": _KLEIN_VAE,
+        "text_encoder/config.json": qwen3 | {"architectures": ["Qwen3ForCausalLM"]},
+        "scheduler/scheduler_config.json": _FLOW_SCHEDULER | {"use_dynamic_shifting": True},
+    }
+
+
 MODELS: dict[str, dict[str, dict[str, Any]]] = {
     "sd15": {
         "model_index.json": {"_class_name": "StableDiffusionPipeline"},
@@ -230,6 +280,43 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
         "text_encoder_2/config.json": _T5_XXL,
         "scheduler/scheduler_config.json": _FLOW_SCHEDULER | {"use_dynamic_shifting": True},
     },
+    "z_image": {
+        "model_index.json": {"_class_name": "ZImagePipeline"},
+        "transformer/config.json": {
+            "all_patch_size": [2],
+            "all_f_patch_size": [1],
+            "in_channels": 16,
+            "dim": 3840,
+            "n_layers": 30,
+            "n_refiner_layers": 2,
+            "n_heads": 30,
+            "n_kv_heads": 30,
+            "norm_eps": 1e-5,
+            "qk_norm": True,
+            "cap_feat_dim": 2560,
+            "rope_theta": 256.0,
+            "t_scale": 1000.0,
+            "axes_dims": [32, 48, 48],
+            "axes_lens": [1536, 512, 512],
+        },
+        "vae/config.json": _FLOW_VAE | {"scaling_factor": 0.3611, "shift_factor": 0.1159},
+        "text_encoder/config.json": _QWEN3_4B | {"architectures": ["Qwen3Model"]},
+        "scheduler/scheduler_config.json": _FLOW_SCHEDULER | {"shift": 6.0},
+    },
+    "klein_4b": _klein(
+        _QWEN3_4B,
+        num_layers=5,
+        num_single_layers=20,
+        num_attention_heads=24,
+        joint_attention_dim=7680,
+    ),
+    "klein_9b": _klein(
+        _QWEN3_8B,
+        num_layers=8,
+        num_single_layers=24,
+        num_attention_heads=32,
+        joint_attention_dim=12288,
+    ),
 }
 
 

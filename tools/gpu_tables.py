@@ -31,5 +31,26 @@ ROWS["sd15 full, fsdp 8, 16 rows on eight h100"] = (
     ("mesh.fsdp=8", "train.batch_size=16"),
 )
 
+# LoRA of rank 16 of transformers at 1024 pixels, one photo and one class image a step.
+FLOWS = {
+    "sd35_medium": "sd3.py:medium35",
+    "sd35_large": "sd3.py:large35",
+    "flux_dev": "flux.py:dev",
+    "z_image": "z_image.py",
+    "klein_4b": "flux2.py:klein_4b",
+    "klein_9b": "flux2.py:klein_9b",
+}
+ROWS |= {
+    f"{architecture} LoRA, {frozen} on {card}": (
+        config,
+        architecture,
+        card,
+        (f"adapt.frozen_dtype={frozen}",),
+    )
+    for architecture, config in FLOWS.items()
+    for frozen in ("bfloat16", "int8")
+    for card in ("h100", "rtx4090")
+}
+
 if __name__ == "__main__":
     tpu_tables.main(ROWS, __doc__)
