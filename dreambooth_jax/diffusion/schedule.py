@@ -11,6 +11,7 @@ is a value that is not known; a key that is missing has that class's default.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,6 +94,26 @@ _BETA_KEYS = frozenset(
     "num_train_timesteps beta_schedule beta_start beta_end trained_betas "
     "rescale_betas_zero_snr".split()
 )
+# Numbers of any file: whether they are whole, and from what to what. Published steps are 1000.
+_NUMBERS: dict[str, tuple[bool, float, float]] = {
+    "num_train_timesteps": (True, 1, 10**5),
+    "steps_offset": (True, 0, 100),
+    "sample_max_value": (False, 0, 10**6),
+    "clip_sample_range": (False, 1e-6, 10**6),
+    "shift": (False, 1e-6, 10**3),
+    "base_shift": (False, -10, 10),
+    "max_shift": (False, -10, 10),
+    "base_image_seq_len": (True, 1, 10**7),
+    "max_image_seq_len": (True, 1, 10**7),
+    "shift_terminal": (False, 0, 1),
+}
+_SWITCHES = (
+    "clip_sample",
+    "thresholding",
+    "rescale_betas_zero_snr",
+    "use_dynamic_shifting",
+)
+_SHOWN = 60  # characters of a value
 # Key of a table's file -> the only value that keeps it a table of betas.
 _ONLY: dict[str, Any] = {"use_flow_sigmas": False, "timestep_type": "discrete"}
 _FLOW_KEYS = frozenset(
@@ -143,6 +164,33 @@ def _unknown(raw: Mapping[str, Any], known: frozenset[str]) -> list[str]:
     ]
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _wrong_numbers(raw: Mapping[str, Any]) -> list[str]:
+    """The problems of numbers of any path that are none, or out of range."""
+    found = []
+    for key, (whole, low, high) in _NUMBERS.items():
+        value = raw.get(key)
+        sound = type(value) is int if whole else _is_number(value)
+        if value is not None and not (sound and low <= value <= high):
+            kind = "a whole number" if whole else "a number"
+            found.append(f"{key} = {_shown(value)}; expected {kind} from {low:g} to {high:g}")
+    switches = [key for key in _SWITCHES if raw.get(key) is not None]
+    found += [
+        f"{key} = {_shown(raw[key])}; expected true or false"
+        for key in switches
+        if not isinstance(raw[key], bool)
+    ]
+    return found
+
+
 def _table(raw: Mapping[str, Any]) -> BetaTable:
     fields = {field.name for field in dataclasses.fields(BetaTable)} - {"alphas_cumprod"}
     problems = []
@@ -165,15 +213,21 @@ def _table(raw: Mapping[str, Any]) -> BetaTable:
                 f"{key} = {raw[key]!r}; with it the levels are not those of a table of betas: "
                 f"expected {only!r}. A flow is read from the file of a {FLOW}, with its shift."
             )
-    problems += [
-        f"{key} = {raw[key]!r}; expected a number"
-        for key in ("num_train_timesteps", "beta_start", "beta_end")
-        if isinstance(raw[key], bool) or not isinstance(raw[key], int | float)
-    ]
+    trained = raw.get("trained_betas")
+    for key in ("beta_start", "beta_end", "dynamic_thresholding_ratio"):
+        if key in raw and not (_is_number(raw[key]) and 0 <= raw[key] <= 1):
+            problems.append(f"{key} = {_shown(raw[key])}; expected a number from 0 to 1")
+    if trained is not None and not (
+        isinstance(trained, list)
+        and trained
+        and all(_is_number(beta) and 0 <= beta <= 1 for beta in trained)
+    ):
+        problems.append("trained_betas: expected a list of numbers from 0 to 1")
+    problems += _wrong_numbers(raw)
     _refuse(problems + _unknown(raw, frozenset(fields | _BETA_KEYS | _SOLVER_KEYS)))
 
-    if raw.get("trained_betas") is not None:
-        betas = np.asarray(raw["trained_betas"], np.float64)
+    if trained is not None:
+        betas = np.asarray(trained, np.float64)
     else:
         make = BETAS[raw["beta_schedule"]]
         betas = make(raw["num_train_timesteps"], raw["beta_start"], raw["beta_end"])
@@ -198,6 +252,7 @@ def _flow(raw: Mapping[str, Any]) -> Flow:
         for key in _FLOW_OFF
         if raw.get(key)
     ]
+    problems += _wrong_numbers(raw)
     kind = raw.get("time_shift_type") or "exponential"
     if kind not in ("exponential", "linear"):
         problems.append(f"time_shift_type = {kind!r}; known: 'exponential', 'linear'.")
@@ -214,6 +269,9 @@ def _flow(raw: Mapping[str, Any]) -> Flow:
         max_tokens=int(given("max_image_seq_len", usual.max_tokens)),
         kind=kind,
     )
+    if by_tokens.base_tokens == by_tokens.max_tokens:
+        found = f"base_image_seq_len = max_image_seq_len = {by_tokens.max_tokens}"
+        _refuse([f"{found}; expected two numbers of tokens"])
     return Flow(
         num_steps=int(given("num_train_timesteps", 1000)),
         shift=float(given("shift", 1.0)),

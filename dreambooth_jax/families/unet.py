@@ -64,7 +64,8 @@ def frame(config: Mapping[str, Any], *, factor: int = 1) -> Frame:
     """
     own = config.get("sample_size")
     sides = [own, own] if isinstance(own, int) else own
-    if not (isinstance(sides, list) and len(sides) == 2 and all(type(x) is int for x in sides)):
+    pair = isinstance(sides, list) and len(sides) == 2
+    if sides is None or not pair or not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(
             f"unet/config.json: sample_size = {own!r}; expected the pixels along a side, or "
             "height and width."

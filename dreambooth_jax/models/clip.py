@@ -32,7 +32,8 @@ class StackConfig:
     def problems(cls, raw: Mapping[str, Any]) -> list[str]:
         """Returns the keys that the file lacks, and an activation that is not known here."""
         only = {"hidden_act": sorted(layers.ACTIVATIONS)}
-        return [*read_config.missing(cls, raw), *read_config.other_than(raw, only)]
+        problems = [*read_config.kinds(cls, raw), *read_config.missing(cls, raw)]
+        return [*problems, *read_config.other_than(raw, only)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,8 @@ class FluxConfig:
         Raises:
           ValueError: every key that is missing or that this network cannot honour, in one message.
         """
+        wrong = read_config.kinds(cls, raw)
+        read_config.refuse("transformer/config.json of FLUX.1", wrong, _REMEDY)
         channels = raw.get("in_channels") or cls.in_channels
         only: dict[str, list[Any]] = {
             "_class_name": [_CLASS],

@@ -58,6 +58,7 @@ class Flux2Config:
         Raises:
           ValueError: every key that is missing or that this network cannot honour, in one message.
         """
+        read_config.refuse("transformer/config.json", read_config.kinds(cls, raw))
         channels = raw.get("in_channels", cls.in_channels)
         only = _ONLY | {"out_channels": [None, channels]}
         problems = [

@@ -69,6 +69,7 @@ class MMDiTConfig:
           ValueError: every key that is missing or that this network cannot honour, in one message.
         """
         problems = [
+            *read_config.kinds(cls, raw),
             *read_config.missing(cls, raw),
             *read_config.other_than(raw, _ONLY),
             *read_config.unknown(cls, raw, beside=_ONLY),

@@ -56,6 +56,8 @@ class Qwen3Config:
         raw = {**raw}
         if raw.get("rope_theta") is None:  # transformers 5 writes it into `rope_parameters`
             raw["rope_theta"] = positions.get("rope_theta")
+        wrong = read_config.kinds(cls, raw)
+        read_config.refuse("text_encoder/config.json of a Qwen3", wrong, _REMEDY)
         problems = [*read_config.missing(cls, raw), *read_config.other_than(raw, _INERT)]
         kind = positions.get("rope_type", "default")
         if kind != "default":

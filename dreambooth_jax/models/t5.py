@@ -45,7 +45,8 @@ class T5Config:
           ValueError: a key is missing, or a feed-forward layer is not one of T5 v1.1, gated.
         """
         given, only = read_config.given(cls, raw), {"feed_forward_proj": list(_GATED)}
-        problems = [*read_config.missing(cls, raw), *read_config.other_than(given, only)]
+        problems = [*read_config.kinds(cls, raw), *read_config.missing(cls, raw)]
+        problems += [*read_config.other_than(given, only)]
         read_config.refuse("text_encoder/config.json of a T5", problems, _REMEDY)
         return cls(**given)
 

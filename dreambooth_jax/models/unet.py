@@ -115,6 +115,8 @@ class UNetConfig:
         left_out = ("_", "sample_size")
         raw = {key: value for key, value in raw.items() if not key.startswith(left_out)}
         fields = {field.name: field for field in dataclasses.fields(cls)}
+        wrong = read_config.kinds(cls, raw, single=_UNIFORM)
+        read_config.refuse("unet/config.json", wrong)
         problems = read_config.missing(cls, raw, but=_UNIFORM)
         for key, value in raw.items():
             if key in _CHOICES and value not in _CHOICES[key]:
@@ -124,8 +126,6 @@ class UNetConfig:
                 problems.append(f"{key} = {value!r}; supported: {_INERT[key]!r}")
             elif key not in _INERT and key not in fields:
                 problems.append(f"{key} = {value!r}; the key is not known")
-            elif isinstance(value, list | tuple) and not str(fields[key].type).startswith("tuple"):
-                problems.append(f"{key} = {value!r}; supported: one value for all levels")
             elif key in _NOT_NULL and value is None:
                 problems.append(f"{key} = None; supported: a number")
         for key, known in (

@@ -52,6 +52,7 @@ class VaeConfig:
         """
         channels = raw.get("block_out_channels") or None  # an empty list is none
         raw = {**raw, "block_out_channels": channels}
+        read_config.refuse("vae/config.json", read_config.kinds(cls, raw))
         problems = [
             *read_config.missing(cls, raw),
             *read_config.other_than(raw, _ONLY),

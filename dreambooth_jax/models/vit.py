@@ -38,7 +38,8 @@ class VitConfig:
           ValueError: a key is missing, or has a value that this network does not know.
         """
         only = {"model_type": ["vit"], "hidden_act": sorted(layers.ACTIVATIONS)}
-        problems = [*read_config.missing(cls, raw), *read_config.other_than(raw, only)]
+        problems = [*read_config.kinds(cls, raw), *read_config.missing(cls, raw)]
+        problems += read_config.other_than(raw, only)
         read_config.refuse("config.json of a vision transformer", problems)
         return cls(**read_config.given(cls, raw))
 

@@ -59,6 +59,7 @@ class ZImageConfig:
         Raises:
           ValueError: every key whose value this network cannot honour, in one message.
         """
+        read_config.refuse("transformer/config.json", read_config.kinds(cls, raw))
         found = read_config.given(cls, raw)
         lists = ("axes_dims", "axes_lens")
         cfg = cls(**found | {key: tuple(found[key]) for key in lists if key in found})

@@ -230,3 +230,51 @@ def test_a_file_without_clip_sample_clips_only_where_its_class_would(name, clips
     assert schedule.from_config({"_class_name": name, "clip_sample": not clips}).clip_sample is (
         not clips
     )
+
+
+TABLE = {"_class_name": "DDPMScheduler"}
+FLOWS = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+NO_STEPS = (0, -1, 10**5 + 1, 10**10, 1.5, 1000.0, "1000", True, [1000], {}, float("nan"))
+NO_NUMBERS = (-1e9, 1e9, float("nan"), float("inf"), "1", True, [1.0], {})
+
+
+@pytest.mark.parametrize(
+    ("raw", "key", "values"),
+    [
+        (TABLE, "num_train_timesteps", NO_STEPS),
+        (FLOWS, "num_train_timesteps", NO_STEPS),
+        (TABLE, "steps_offset", (-1, 101, 0.5, "1", True, [])),
+        (TABLE, "beta_start", NO_NUMBERS),
+        (TABLE, "beta_end", NO_NUMBERS),
+        (TABLE, "dynamic_thresholding_ratio", NO_NUMBERS),
+        (TABLE, "sample_max_value", NO_NUMBERS),
+        (TABLE, "clip_sample_range", (0, *NO_NUMBERS)),
+        (TABLE, "clip_sample", (1, "true", [])),
+        (TABLE, "thresholding", (1, "true", [])),
+        (TABLE, "rescale_betas_zero_snr", (1, "true", [])),
+        (
+            TABLE,
+            "trained_betas",
+            ([], "x", [2.0], [-0.1], [None], {"a": 1}, [float("nan")], [[0.1]]),
+        ),
+        (FLOWS, "shift", (0, -1, *NO_NUMBERS)),
+        (FLOWS, "base_shift", NO_NUMBERS),
+        (FLOWS, "max_shift", NO_NUMBERS),
+        (FLOWS, "base_image_seq_len", (0, -1, 0.5, "x", True, [])),
+        (FLOWS, "max_image_seq_len", (0, -1, 0.5, "x", True, [])),
+        (FLOWS, "shift_terminal", NO_NUMBERS),
+        (FLOWS, "use_dynamic_shifting", (1, "true", [])),
+    ],
+)
+def test_a_number_that_no_schedule_has_is_told_with_its_key(raw, key, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"{key}( = |: )") as error:
+            schedule.from_config({**raw, key: value})
+        assert "expected" in str(error.value)
+
+
+def test_a_shift_by_tokens_needs_two_numbers_of_tokens():
+    with pytest.raises(ValueError, match="base_image_seq_len = max_image_seq_len = 256"):
+        schedule.from_config({**FLOWS, "base_image_seq_len": 256, "max_image_seq_len": 256})
+    with pytest.raises(ValueError, match="base_image_seq_len = max_image_seq_len = 4096"):
+        schedule.from_config({**FLOWS, "base_image_seq_len": 4096})

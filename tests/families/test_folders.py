@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth_jax import families, pipeline
+from dreambooth_jax import families
 
 
 @pytest.fixture
@@ -29,6 +29,9 @@ VALUES: tuple[tuple[str, str, Any], ...] = (
     ("unet/config.json", "in_channels", "3"),
     ("unet/config.json", "in_channels", None),
     ("unet/config.json", "sample_size", 10**9),
+    ("unet/config.json", "sample_size", -32),
+    ("unet/config.json", "sample_size", 0),
+    ("unet/config.json", "sample_size", [8, True]),
     ("unet/config.json", "norm_num_groups", 0),
     ("unet/config.json", "attention_head_dim", 0),
     ("unet/config.json", "cross_attention_dim", {}),
@@ -38,6 +41,8 @@ VALUES: tuple[tuple[str, str, Any], ...] = (
     ("text_encoder/config.json", "num_heads", [1]),
     ("scheduler/scheduler_config.json", "num_train_timesteps", 10**10),
     ("scheduler/scheduler_config.json", "num_train_timesteps", "x"),
+    ("scheduler/scheduler_config.json", "num_train_timesteps", -1),
+    ("scheduler/scheduler_config.json", "num_train_timesteps", 10**6),
     ("scheduler/scheduler_config.json", "beta_end", "x"),
     ("scheduler/scheduler_config.json", "beta_schedule", ["linear"]),
     ("model_index.json", "_class_name", []),
@@ -54,8 +59,9 @@ def test_a_value_of_any_kind_is_one_message_that_names_the_model(
     file = copied / name
     write(file, {**json.loads(file.read_text()), key: value})
     with pytest.raises((ValueError, OSError)) as error:
-        pipeline.read_weights(families.open_stage(str(copied), kind="base"))
+        families.open_stage(str(copied), kind="base")
     assert str(copied) in str(error.value)
+    assert key in str(error.value) or key == "_class_name"
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", "[" * 100_000, "{}"])
