@@ -75,16 +75,40 @@ def written(file: Path) -> Iterator[Path]:
     if is_remote(file):
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder) / file.name
-            yield part
+            with named(part):
+                yield part
             _send(part, file)
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".tmp")
     try:
-        yield part
-        part.replace(file)
+        with named(file, part=part):
+            yield part
+            part.replace(file)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named(file: Path, *, part: Path | None = None) -> Iterator[None]:
+    """Names `file` in an error of the system that is raised within it while it is written.
+
+    A full disk is told by `write` and `close`, which know no name; or it is told of `part`, the
+    file that is then moved. Errors over other files stay as they are.
+
+    Raises:
+      OSError: see `untrusted.unwritten`.
+    """
+    try:
+        yield
+    except (ConnectionError, TimeoutError):
+        raise
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(part), str(file)):
+            raise untrusted.unwritten(file, error) from error
+        if part is not None and error.errno is None and str(part) in str(error):
+            raise OSError(str(error).replace(str(part), str(file))) from error
+        raise
 
 
 def write_text(file: Path, text: str) -> None:

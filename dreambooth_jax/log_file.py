@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,8 +22,19 @@ def is_ours(record: logging.LogRecord) -> bool:
     return ours or record.levelno >= logging.WARNING
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """Returns False for the tracebacks of a failed save that its library logs from its threads.
+
+    The error is told where it is waited for, in one message (`checkpoint.CheckpointError`).
+    """
+    return not record.exc_info or "orbax" not in Path(record.pathname).parts
+
+
 class Short(logging.Formatter):
-    """Lines of a terminal: the time of day and the message, "warning" and "error" before it."""
+    """Lines of a terminal: the time of day and the message, "warning" and "error" before it.
+
+    Of an exception that a library logs, its last line.
+    """
 
     def __init__(self) -> None:
         super().__init__(datefmt="%H:%M:%S")
@@ -31,12 +43,57 @@ class Short(logging.Formatter):
         """Returns the line."""
         kind = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         text = f"{self.formatTime(record, self.datefmt)} {kind}{record.getMessage()}"
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[1] is not None:
+            text += f" ({untrusted.in_short(record.exc_info[1])})"
         return text
 
 
-class _Remote(logging.Handler):
+class _Quiet(logging.Handler):
+    """A handler that gives its file up, with one warning, when that cannot be written to.
+
+    A log is no reason to end a run, nor to hide what ends it.
+    """
+
+    file: Path
+    lost = False
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Writes the line unless the file is given up."""
+        return not self.lost and bool(super().handle(record))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Is called where a line could not be written."""
+        error = sys.exc_info()[1]
+        self.give_up(error if isinstance(error, Exception) else OSError())
+
+    def give_up(self, error: Exception) -> None:
+        """Warns, the first time."""
+        if not self.lost:
+            self.lost = True
+            named = untrusted.unwritten(self.file, error)
+            reason = named.strerror or str(named)
+            logging.getLogger("absl").warning("%s The log goes on without it.", reason)
+
+
+class _Local(_Quiet, logging.FileHandler):
+    """The lines of a file on this computer."""
+
+    def __init__(self, file: Path) -> None:
+        """Raises OSError, FileError where it cannot be opened, or is no regular file."""
+        if file.exists():
+            untrusted.regular(file)
+        super().__init__(file, encoding="utf-8", errors="replace")
+        self.file = file
+
+    def close(self) -> None:
+        """Closes the file; a line that is left may not fit on the disk."""
+        try:
+            super().close()
+        except (OSError, ValueError) as error:
+            self.give_up(error)
+
+
+class _Remote(_Quiet):
     """The lines of a file in a bucket, which is replaced as a whole now and then."""
 
     def __init__(self, file: Path) -> None:
@@ -45,6 +102,7 @@ class _Remote(logging.Handler):
         self._text = untrusted.text(file) if file.is_file() else ""
         self._over = threading.Event()
         self._sent = len(self._text)
+        self._warned = False
         self._thread = threading.Thread(target=self._send_on, name="log", daemon=True)
         self._thread.start()
 
@@ -65,14 +123,19 @@ class _Remote(logging.Handler):
     def _send(self) -> None:
         text = self._text
         if len(text) != self._sent:
-            with contextlib.suppress(Exception):  # a log is no reason to end a run
+            try:
                 files.write_text(self.file, text)
                 self._sent = len(text)
+            except Exception as error:  # whatever the bucket's library raises; it is tried again
+                if not self._warned:
+                    self._warned = True
+                    reason = untrusted.in_short(error)
+                    logging.getLogger("absl").warning("%s is not sent: %s", self.file, reason)
 
 
 @contextlib.contextmanager
 def kept(folder: Path, *, writes: bool = True) -> Iterator[None]:
-    """Adds the lines of its block to `log.txt` of `folder`; nothing with `writes` False.
+    """Adds the lines of its block and its error to `log.txt` of `folder`; none with `writes` False.
 
     A file that cannot be written to is no reason to end a run: it warns.
     """
@@ -81,11 +144,7 @@ def kept(folder: Path, *, writes: bool = True) -> Iterator[None]:
         return
     file = folder / NAME
     try:
-        handler: logging.Handler = (
-            _Remote(file)
-            if files.is_remote(file)
-            else logging.FileHandler(file, encoding="utf-8", errors="replace")
-        )
+        handler: _Quiet = _Remote(file) if files.is_remote(file) else _Local(file)
     except (OSError, untrusted.FileError) as error:
         logging.getLogger("absl").warning("%s: %s", file, untrusted.in_short(error))
         yield
@@ -98,6 +157,11 @@ def kept(folder: Path, *, writes: bool = True) -> Iterator[None]:
     logger.addHandler(handler)
     try:
         yield
+    except Exception as error:  # the terminal has it from the main program, after this
+        level = logging.WARNING if hasattr(error, "exit_code") else logging.ERROR
+        text = str(error).strip() or untrusted.in_short(error)
+        handler.handle(logger.makeRecord("absl", level, __file__, 0, text, (), None))
+        raise
     finally:
         logger.removeHandler(handler)
         handler.close()

@@ -100,6 +100,7 @@ def quiet_others() -> None:
     logging.get_absl_handler().addFilter(log_file.is_ours)
     if level <= logging.INFO:  # of what is sought by --verbosity=1, file and line are of use
         logging.get_absl_handler().setFormatter(log_file.Short())
+        logging.get_absl_handler().addFilter(log_file.is_news)
     std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
     threading.excepthook = _in_background
 

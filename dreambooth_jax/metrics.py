@@ -82,7 +82,7 @@ class JsonlWriter:
             if time.monotonic() - self._sent > _SECONDS:
                 self._send()
             return
-        with open(self.path, "ab") as file:  # a few lines a second at most: nothing to keep open
+        with files.named(self.path), open(self.path, "ab") as file:  # a few lines a second at most
             file.write(whole)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ one message that names the file, what is wrong with it and what to do.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ MB = 2**20
 AGAIN = "Copy or download it again."
 # Limits of settings of networks: published ones have up to 100 layers in a row, 10^6 words.
 _MOST_LAYERS, _LARGEST_NUMBER, _MOST_NUMBERS = 1000, 10**7, 10**4
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, or none that this user may take
 _LONGEST = 300  # characters of another library's message
 # A failure inside a library written in Rust (tokenizers, safetensors). Its class cannot be imported
 # and derives from BaseException alone.
@@ -107,16 +109,29 @@ def writing(file: Path) -> Iterator[None]:
     """Turns what a library raises while it writes `file` into an OSError that names it.
 
     Raises:
-      OSError: with the room that is left where the file was to be.
+      OSError: see `unwritten`.
     """
     try:
         yield
     except Exception as error:
-        free = shutil.disk_usage(file.parent).free / MB if file.parent.is_dir() else 0.0
-        raise OSError(
-            f"{file} cannot be written: {in_short(error)}. {free:.3g} MB are free there: make "
-            "room, or choose another folder, and run the same command again."
-        ) from error
+        raise unwritten(file, error) from error
+
+
+def unwritten(file: Path, error: Exception) -> OSError:
+    """The error of a file that cannot be written: with its name, and the room where it was to be.
+
+    It is of the kind of the system's own error, of which it keeps the number.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    reason = in_short(error) if number is None else os.strerror(number)
+    told = f"{file} cannot be written: {reason.rstrip('.')}."
+    free = shutil.disk_usage(file.parent).free / MB if file.parent.is_dir() else 0.0
+    if number in (None, *FULL):
+        told += (
+            f" {free:.3g} MB are free there: make room, or choose another folder, and run the same "
+            "command again."
+        )
+    return OSError(told) if number is None else OSError(number, told)
 
 
 def _refused(

@@ -19,6 +19,7 @@ from dreambooth_jax.checkpoint.reading import (
     Damaged,
     agreement,
     in_short,
+    patient_loops,
     read_arrays,
 )
 from dreambooth_jax.checkpoint.space import estimate_bytes, free_bytes, readable
@@ -66,6 +67,7 @@ class Checkpoints:
         self._may_grow = may_grow
         self._refused: dict[int, str] = {}
         self._manager: ocp.CheckpointManager | None = None
+        self._loops = contextlib.ExitStack()  # while a save is on its way
         self._saving = (0, 0)  # step and bytes of the last save, for the message when it fails
 
     def __enter__(self) -> Self:
@@ -123,6 +125,7 @@ class Checkpoints:
             _MANIFEST: ocp.args.JsonSave(described),
         }
         self._saving = (step, estimate_bytes(leaves))
+        self._loops.enter_context(patient_loops())
         try:
             # force: without it Orbax may decide not to save, and says so by returning False.
             manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -184,6 +187,8 @@ class Checkpoints:
                 self._manager.wait_until_finished()
             except Exception as error:
                 raise self._failed(error) from error
+            finally:
+                self._loops.close()
 
     def close(self) -> None:
         """Wait for the last save and end Orbax's threads; a later save starts them again."""
@@ -261,6 +266,7 @@ class Checkpoints:
         if manager is not None:
             with contextlib.suppress(Exception):  # it may repeat the current error
                 manager.close()
+        self._loops.close()
         step, nbytes = self._saving
         cause = in_short(_cause(error)).rstrip(".")
         free = free_bytes(self.folder)

@@ -5,7 +5,9 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+_PATIENCE = 20.0  # seconds for what is left of a read or a save that failed
 NO_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)  # they accuse no file
 
 
@@ -81,27 +84,55 @@ def in_short(text: str) -> str:
 class _PatientLoop(asyncio.SelectorEventLoop):
     """An event loop that ends what it began.
 
-    When one read fails Orbax closes its loop under the others, and each of these then raises where
-    no caller can catch it.
+    When one read or write fails Orbax closes its loop under the others, and each of these then
+    raises where no caller can catch it.
     """
 
     def close(self) -> None:
-        """Wait for the tasks that are left, and for those that they began, then close."""
+        """Waits for the tasks that are left, and for those that they began, then closes."""
         self.set_exception_handler(lambda *_: None)  # the first failure has been raised already
-        while left := asyncio.all_tasks(self):
-            self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        until = time.monotonic() + _PATIENCE
+        while (left := asyncio.all_tasks(self)) and time.monotonic() < until:
+            self.run_until_complete(asyncio.wait(left, timeout=_PATIENCE))
+            for task in left:
+                if task.done() and not task.cancelled():
+                    task.exception()  # it was seen
         super().close()
 
 
+class _Loops:
+    """Counts who wants patient loops: saves of several folders may be on their way at once."""
+
+    def __init__(self) -> None:
+        self._lock, self._count = threading.Lock(), 0
+        self._before: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+
+    def more(self) -> None:
+        """From the first of these on, new event loops are patient ones."""
+        with self._lock:
+            if not self._count:
+                self._before, asyncio.new_event_loop = asyncio.new_event_loop, _PatientLoop
+            self._count += 1
+
+    def fewer(self) -> None:
+        """After the last of these they are what they were before."""
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                asyncio.new_event_loop = self._before
+
+
+_LOOPS = _Loops()
+
+
 @contextlib.contextmanager
-def _patient_loops() -> Iterator[None]:
+def patient_loops() -> Iterator[None]:
     """Within it, new event loops are patient ones; Orbax takes none as an argument."""
-    before = asyncio.new_event_loop
-    asyncio.new_event_loop = _PatientLoop
+    _LOOPS.more()
     try:
         yield
     finally:
-        asyncio.new_event_loop = before
+        _LOOPS.fewer()
 
 
 def read_arrays(
@@ -121,7 +152,7 @@ def read_arrays(
     )
     handler = ocp.PyTreeCheckpointHandler()
     try:
-        with _patient_loops():
+        with patient_loops():
             return handler.restore(folder, args=args)
     except NO_DAMAGE:
         raise

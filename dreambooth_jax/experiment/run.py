@@ -38,10 +38,7 @@ def command(config: ConfigDict, folder: Path) -> Path:
       UploadError: all is made and kept, but the model hub did not take the export.
       ConfigError, AuditError, PriorError, CheckpointError, ValueError, Interrupted: see `run`.
     """
-    report, unsent = _whole(config, folder, None)
-    if unsent is not None:
-        raise unsent
-    return report
+    return _whole(config, folder, None, strict=True)
 
 
 def run(config: ConfigDict, folder: Path, *, opened: setup.Opened | None = None) -> Path:
@@ -54,23 +51,18 @@ def run(config: ConfigDict, folder: Path, *, opened: setup.Opened | None = None)
         expected, and what to do; nothing that was made so far is lost.
       Interrupted: a signal came, and everything is saved.
     """
-    report, unsent = _whole(config, folder, opened)
-    if unsent is not None:
-        logging.warning("%s", unsent)
-    return report
+    return _whole(config, folder, opened, strict=False)
 
 
-def _whole(
-    config: ConfigDict, folder: Path, opened: setup.Opened | None
-) -> tuple[Path, upload.UploadError | None]:
-    """The report, and why the export was not sent."""
+def _whole(config: ConfigDict, folder: Path, opened: setup.Opened | None, *, strict: bool) -> Path:
+    """The report. strict: an export that was not sent is an error, when all else is done."""
     plan = configs.resolve(config)
     workdir = Workdir.open(folder, plan)
     if workdir.is_finished:
         subjects.check_unchanged(plan, workdir)
         logging.info("Finished: %s. Write another --workdir for another run.", workdir.report)
-        return workdir.report, None
-    with contextlib.closing(workdir), log_file.kept(workdir.root, writes=workdir.writes):
+        return workdir.report
+    with workdir, log_file.kept(workdir.root, writes=workdir.writes):
         # Installed encoders for the scores at the end.
         judges = judging.at_end(plan)
         parts = outline.of_run(plan, judged=bool(judges))
@@ -80,11 +72,16 @@ def _whole(
         ):
             run = _Run(plan, workdir, judges, told, stop)
             try:
-                return _learned(run, opened), next(iter(run.unsent), None)
+                report = _learned(run, opened)
             except BaseException:
                 for error in run.unsent:  # what ends the run now is another thing
                     logging.warning("%s", error)
                 raise
+        for error in run.unsent:
+            if strict:
+                raise error
+            logging.warning("%s", error)
+    return report
 
 
 @dataclasses.dataclass(frozen=True)

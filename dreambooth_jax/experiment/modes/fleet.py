@@ -198,7 +198,7 @@ def _seen(
     """
     plan = configs.resolve(config)
     workdir = Workdir.open(folder, plan)
-    opening.callback(workdir.close)
+    opening.enter_context(workdir)
     folders = subjects.audit(plan, stages)
     checks.check(plan, stages, setup.make_mesh(plan), folders.photos)
     delivery.check(plan, stages, workdir)

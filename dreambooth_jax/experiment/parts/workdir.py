@@ -10,7 +10,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, cast
 
 import jax
 from absl import logging
@@ -98,6 +99,23 @@ class Workdir:
         hosts.agree(f"the parts of starting in {root}", "written", remedy="")
         hosts.agree(f"the files of {root}", {"config.json": file.is_file()}, remedy=shared)
         return cls(root, metrics.MultiWriter(writers), as_before, claim=claim)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes it; what goes wrong then must not hide the error that ended the run."""
+        try:
+            self.close()
+        except Exception as failed:
+            if error is None:
+                raise
+            logging.error("%s: %s", self.root, untrusted.in_short(failed))
 
     def close(self) -> None:
         """The run is over, or broken off: another program may work in the folder."""
@@ -201,15 +219,26 @@ class Workdir:
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the seconds of its block to `timings.json`, over all starts of this run."""
+        """Adds the seconds of its block to `timings.json`, over all starts of this run.
+
+        What ends the block is what is told: with it, a file that cannot be written is left out.
+        """
         begin = time.monotonic()
         try:
             yield
-        finally:
-            if self.writes:
-                seconds = self.timings()
-                seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - begin, 3)
-                self.write("timings.json", json.dumps(seconds, indent=1) + "\n")
+        except BaseException:
+            try:
+                self._add_seconds(name, time.monotonic() - begin)
+            except (OSError, ValueError) as error:
+                logging.debug("%s", error)
+            raise
+        self._add_seconds(name, time.monotonic() - begin)
+
+    def _add_seconds(self, name: str, more: float) -> None:
+        if self.writes:
+            seconds = self.timings()
+            seconds[name] = round(seconds.get(name, 0.0) + more, 3)
+            self.write("timings.json", json.dumps(seconds, indent=1) + "\n")
 
     def timings(self) -> dict[str, float]:
         """Seconds by part of the run."""
