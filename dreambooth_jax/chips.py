@@ -58,7 +58,9 @@ def tpus_here(bus: Path = Path("/sys/bus/pci/devices")) -> int:
     found = 0
     for device in bus.glob("*"):
         try:
-            vendor, model = ((device / name).read_text().strip() for name in ("vendor", "device"))
+            vendor, model = (
+                (device / name).read_text(encoding="utf-8").strip() for name in ("vendor", "device")
+            )
         except OSError:
             continue
         found += vendor == _GOOGLE and model in _TPUS

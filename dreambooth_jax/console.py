@@ -13,7 +13,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from dreambooth_jax import __version__
+from dreambooth_jax import __version__, log_file
 
 _HELP = ("--help", "-h", "-help", "help")
 
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Ends the program with status 1 and a message where the first word is no command.
     """
+    log_file.escape_others()
     words = [*(sys.argv[1:] if argv is None else argv)]
     first = words[0] if words else ""
     if first == "--version":

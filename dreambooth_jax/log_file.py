@@ -1,6 +1,7 @@
 """Log of a run in its folder, `log.txt`: the lines of the terminal without bars."""
 
 import contextlib
+import io
 import logging
 import sys
 import threading
@@ -14,6 +15,13 @@ NAME = "log.txt"
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 TIME = "%Y-%m-%d %H:%M:%S"
 _SECONDS = 30.0  # between two sendings to a bucket
+
+
+def escape_others() -> None:
+    """Makes the terminal show characters that its encoding lacks as escapes, and refuse none."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def is_ours(record: logging.LogRecord) -> bool:

@@ -67,6 +67,7 @@ def options() -> dict[str, str]:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line as `config.parse_flags` does; prints the help text for `--help`."""
+    log_file.escape_others()
     if {"--help", "-h", "-help", "--helpshort"} & {*argv[1:]}:
         print(usage.text(options(), installed=False), end="")
         sys.exit(0)

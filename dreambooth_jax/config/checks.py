@@ -105,7 +105,7 @@ def _wrong_values(c: Mapping[str, Any]) -> Iterator[Problem]:
 
     for key, value in c.items():
         if key not in templates.KEYS and templates.unwritable(value):
-            yield Problem(key, value, "text of characters that a file can hold", _default(key))
+            yield Problem(key, value, templates.held(), _default(key))
     for key in ("base_model", "subject.images"):
         if not c[key].strip():
             yield Problem(key, c[key], "'embedded', a folder, gs://… or a hub id", _default(key))

@@ -21,7 +21,9 @@ def files() -> dict[str, Path]:
 
 def summaries() -> dict[str, str]:
     """Returns the first sentence of each configuration's docstring by name."""
-    return {name: _first_sentence(file.read_text()) for name, file in files().items()}
+    return {
+        name: _first_sentence(file.read_text(encoding="utf-8")) for name, file in files().items()
+    }
 
 
 def located(value: str) -> str:

@@ -53,7 +53,7 @@ def settings() -> list[Setting]:
     defaults = flatten(base_config())
     found = {}
     for file in sorted(Path(__file__).parent.glob("base*.py")):
-        for key, meaning, details in _assigned(file.read_text()):
+        for key, meaning, details in _assigned(file.read_text(encoding="utf-8")):
             found[key] = (meaning, details)
     ordered = [key for key in found if key in defaults]
     ordered += [key for key in defaults if key not in found]
@@ -65,7 +65,7 @@ def groups() -> dict[str, str]:
     defaults = flatten(base_config())
     names = {key.partition(".")[0] for key in defaults if "." in key}
     files = sorted(Path(__file__).parent.glob("base*.py"))
-    lines = [line for file in files for line in _assigned(file.read_text())]
+    lines = [line for file in files for line in _assigned(file.read_text(encoding="utf-8"))]
     return {key: meaning for key, meaning, _ in lines if key in names and meaning}
 
 

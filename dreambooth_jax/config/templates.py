@@ -2,6 +2,7 @@
 
 import difflib
 import string
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,14 @@ def unwritable(value: Any) -> bool:
     )
 
 
+def held() -> str:
+    """Says what is expected instead of such a text; with the remedy for a locale of few letters."""
+    text = "text of characters that a file can hold"
+    if sys.getfilesystemencoding() == "utf-8":
+        return text
+    return f"{text} (the locale has others: set PYTHONUTF8=1 to write them in UTF-8)"
+
+
 def faults(prompt: Any) -> Iterator[tuple[str, str]]:
     """Yields what is expected instead of a prompt, and what to write."""
     expected = f"text with only {', '.join(f'{{{name}}}' for name in FIELDS)} in braces"
@@ -33,7 +42,7 @@ def faults(prompt: Any) -> Iterator[tuple[str, str]]:
         yield f"at most {LONGEST} characters, not {len(prompt)}", "Write a shorter one."
         return
     if unwritable(prompt):
-        yield "text of characters that a file can hold", "Write others."
+        yield held(), "Write others."
     try:
         parts = [*string.Formatter().parse(prompt)]
     except ValueError:  # a lone brace

@@ -66,7 +66,8 @@ def estimate_bytes(stage: Stage, *, dtype: str) -> int:
 def _change(file: Path, **values: Any) -> None:
     content = untrusted.json_object(file) | values
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    file.write_text(text, encoding="utf-8")
+    with files.named(file):
+        file.write_text(text, encoding="utf-8")
 
 
 def _write_path(folder: Path, path: NoisePath) -> list[str]:
@@ -202,7 +203,8 @@ def _write_new_words(stage: Stage, encoder: str, folder: Path) -> None:
     tokenizer = stage.tokenizers[encoder]
     place = folder / stage.conditioner.encoders[encoder].tokenizer_folder
     shutil.rmtree(place)
-    tokenizer.hf.save_pretrained(place)
+    with untrusted.writing(place):
+        tokenizer.hf.save_pretrained(place)
     table = next(p for p in stage.new_rows if p.startswith(f"{encoder}/"))
     rows = stage.abstract[table].shape[0]
     # A file with the old id of the end, 2, means the largest id of a prompt, and that would be a
@@ -215,7 +217,8 @@ def _write_called(file: Path, words: Sequence[Mapping[str, str]]) -> None:
     """Writes what the subjects are called, for `contents.words_in`."""
     first, *others = map(dict, words)
     called: dict[str, Any] = first | ({"others": others} if others else {})
-    file.write_text(json.dumps(called, ensure_ascii=False) + "\n", encoding="utf-8")
+    with files.named(file):
+        file.write_text(json.dumps(called, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _pools(folder: Path) -> bool:

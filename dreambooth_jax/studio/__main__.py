@@ -8,6 +8,7 @@ import threading
 import webbrowser
 from collections.abc import Sequence
 
+from dreambooth_jax import log_file
 from dreambooth_jax.studio.guards import LOCAL
 from dreambooth_jax.studio.places import Places, RefusedError
 
@@ -41,6 +42,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 
 def main(words: Sequence[str]) -> None:
     """Serves until it is interrupted."""
+    log_file.escape_others()
     found = parsed(words)
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:

@@ -98,7 +98,8 @@ def _asked(*words: str) -> dict[str, Any]:
             env=os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_PATIENCE,
         )
     except subprocess.TimeoutExpired as error:
