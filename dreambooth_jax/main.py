@@ -21,6 +21,7 @@ from dreambooth_jax import config as configs
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.experiment.modes.table import MODES, help_text
 from dreambooth_jax.experiment.parts import outline
+from dreambooth_jax.experiment.parts.workdir import check_writable
 from dreambooth_jax.train import Interrupted, NonFiniteError
 
 FLAGS = flags.FLAGS
@@ -188,6 +189,8 @@ def main(argv: list[str]) -> None:
             {"--mode": MODE.value, "--workdir": str(folder), "--config": settings},
             remedy="Start every process with the same arguments.",
         )
+        if mode.writes and jax.process_index() == 0:
+            check_writable(folder)
         with outline.of_mode(MODE.value, folder):
             made = mode.function(config, folder)
     except Interrupted as interrupted:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from dreambooth_jax import files
-from dreambooth_jax.data import annotations, cropping, images, shapes
+from dreambooth_jax.data import annotations, images, looks, shapes
 from dreambooth_jax.data.annotations import NOTHING, Wanted
 from dreambooth_jax.data.colour import RGB, WHITE, ImageError, Note
 from dreambooth_jax.data.images import Size
@@ -19,7 +19,7 @@ Outcome = Literal["kept", "skipped", "ignored", "wrong"]
 
 # Suffixes of files beside photos that are no photos.
 _TEXTS = (".caption", ".csv", ".json", ".jsonl", ".md", ".npz", ".toml", ".txt", ".yaml", ".yml")
-_FLAT = 2.0  # standard deviation in grey levels, below which a picture shows nothing
+_LISTED = 5  # names in a warning
 FEWEST = 3  # photos below which a run is warned: Ruiz et al. 2022 have 3 to 5
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx")
 _FOLDER_HINT = "expected a folder that holds the photos themselves, 3 to 5 of them"
@@ -106,6 +106,19 @@ class Audit:
                 f"{_count(len(self.kept), 'photo')} in {self.folder}: 3 to 5 teach a subject, one "
                 "teaches a picture."
             )
+        blank = self._noted(looks.BLANK)
+        if blank and self.wanted.of_subject:
+            told.append(
+                f"{_count(len(blank), 'photo')} of {len(self.kept)} in {self.folder} show "
+                f"{looks.BLANK} in what is trained on: {', '.join(blank[:_LISTED])}. Remove what "
+                "does not show the subject, or write "
+                "--config.subject.crop='(fy, fx)', the place of the subject."
+            )
+        if twice := self._noted(looks.TWICE):
+            told.append(
+                f"{_count(len(twice), 'photo')} in {self.folder} may be copies of others, which "
+                f"count twice then: {', '.join(twice[:_LISTED])}. Remove them if they are."
+            )
         for finding in self.findings:
             held = _pictures_in(finding.path) if finding.path.is_dir() else 0
             if held > len(self.kept) and self.wanted.of_subject:
@@ -143,6 +156,14 @@ class Audit:
         )
         lines = [f"  {outcome:<8} {shown[name]:<{width}}  {text}" for name, outcome, text in rows]
         return "\n".join([head, *(line for _, line in sorted(zip(rows, lines, strict=True)))])
+
+    def _noted(self, text: str) -> list[str]:
+        """The names of photos with such a note."""
+        return [
+            photo.path.name
+            for photo in self.kept
+            if any(text in f"{note.found}: {note.done}" for note in photo.notes)
+        ]
 
     def _cut(self, photo: Photo) -> str:
         """A photo's size and, where there are several shapes, its own and what of it is shown."""
@@ -186,16 +207,17 @@ def audit(
     """Decode every file of `folder` (not of its sub-folders) and report on all of them at once.
 
     size: a side in pixels, or height and width; with `several` shapes each photo's is the one that
-    cuts least off it. Skipped is what does not decode, is smaller than
-    `least(size)`, or repeats the pixels of another file. AuditError when no photo is left, when a
-    caption or mask that is `wanted` is not as it must be or, if `strict`, when any file was
-    skipped.
+    cuts least off it. Skipped is what does not decode, is smaller than `least(size)`, or repeats
+    the pixels of another file. AuditError when no photo is left, when a caption or mask that is
+    `wanted` is not as it must be or, if `strict`, when any file was skipped.
     """
-    folder = _check_folder(folder, _FOLDER_HINT if wanted.of_subject else _CLASS_HINT)
+    hint = _FOLDER_HINT if wanted.of_subject else _CLASS_HINT
+    folder = _check_folder(folder, hint)
     size = images.sides(size)
     sizes = tuple(several) or (size,)
     kept: list[Photo] = []
     findings: list[Finding] = []
+    known = looks.Known()
     first: dict[str, str] = {}  # sha256 → name of the photo that has these pixels
     paths = sorted(folder.iterdir(), key=lambda path: path.name)
     photos = {path.stem for path in paths if annotations.owner(path.name) is None}
@@ -208,11 +230,11 @@ def audit(
             continue
         result, pixels = _inspect(path, sizes=sizes, background=background, wanted=wanted)
         if isinstance(result, Photo) and result.sha256 in first:
-            result = Finding(
-                path, f"same picture as {first[result.sha256]}", "not used twice", "skipped"
-            )
+            same = f"same picture as {first[result.sha256]}"
+            result = Finding(path, same, "not used twice", "skipped")
         if isinstance(result, Photo):
             first[result.sha256] = path.name
+            result = _compared(result, pixels, known) if wanted.of_subject else result
             on_white = pixels if background == WHITE else None
             result, wrong = _annotated(result, wanted, result.shape or size, on_white)
             findings += wrong
@@ -222,7 +244,6 @@ def audit(
             findings.append(result)
     report = Audit(folder, size, tuple(kept), tuple(findings), wanted, tuple(several))
     if not kept:
-        hint = _FOLDER_HINT if wanted.of_subject else _CLASS_HINT
         raise AuditError(f"No usable photo.\n{report}\n{hint}", report)
     if report.wrong:
         count = _count(len(report.wrong), "caption or mask", "captions or masks")
@@ -234,6 +255,13 @@ def audit(
             report,
         )
     return report
+
+
+def _compared(photo: Photo, pixels: np.ndarray | None, known: looks.Known) -> Photo:
+    """The photo, with a note where it looks like an earlier one."""
+    same = None if pixels is None else known.like(photo.path.name, pixels)
+    note = Note(f"looks like {same}", looks.TWICE)
+    return dataclasses.replace(photo, notes=(*photo.notes, note)) if same else photo
 
 
 def _beside(path: pathlib.Path, wanted: Wanted) -> list[Finding]:
@@ -334,35 +362,8 @@ def _inspect(
         told = f"{needed[0]} px on the short side" if square else f"{images.told(needed)} px"
         problem = f"too small ({width}×{height}; needs at least {told})"
         return Finding(path, problem, "use a larger copy", "skipped"), None
-    notes = (*notes, *_shape_notes(pixels, size=size, wanted=wanted))
+    notes = (*notes, *looks.notes(pixels, size=size, wanted=wanted))
     return Photo(path, _digest(pixels), width, height, notes, shape=size), pixels
-
-
-def _shape_notes(pixels: np.ndarray, *, size: Size, wanted: Wanted) -> list[Note]:
-    """Returns notes on a photo that is used in spite of its shape.
-
-    Of photos with masks the crop is around the mask, and is checked with it.
-    """
-    notes, crop = [], annotations.shape(size)
-    (rows, columns), (height, width) = size, pixels.shape[:2]
-    scale = max(rows / height, columns / width)
-    if scale > 1:
-        told = f"{rows}" if rows == columns else images.told(size)
-        notes.append(Note(f"smaller than {told} px", f"enlarged ×{scale:.2g}"))
-    less, more = sorted((rows * width, columns * height))
-    if 2 * less < more:
-        named = "a square crop" if crop == "square" else f"a {crop}"
-        notes.append(Note("long and narrow", f"{named} shows {less / more:.0%} of it"))
-    if (pixels == pixels[0, 0]).all():
-        notes.append(Note("one colour all over", "kept; is it the right file?"))
-    elif wanted.masks == "none":
-        place = cropping.placed(wanted.crop, None, size)
-        shown = images.cover(pixels, images.thumbnail(size, 32), crop=place)
-        if shown.std(axis=(0, 1)).max() < _FLAT:
-            done = "kept; the subject may lie outside: write --config.subject.crop='(fy, fx)'"
-            where = f"at subject.crop = {wanted.crop}" if wanted.crop else "in the middle"
-            notes.append(Note(f"the {crop} {where} is of one colour", done))
-    return notes
 
 
 def _pictures_in(folder: pathlib.Path) -> int:

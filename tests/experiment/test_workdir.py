@@ -9,7 +9,7 @@ import pytest
 from dreambooth_jax import config as configs
 from dreambooth_jax import untrusted
 from dreambooth_jax.experiment.parts import grids, subjects
-from dreambooth_jax.experiment.parts.workdir import Workdir
+from dreambooth_jax.experiment.parts.workdir import Workdir, check_writable
 
 
 def test_damaged_records_of_a_run_are_made_again(
@@ -139,3 +139,28 @@ def test_a_record_of_another_shape_is_no_word(tmp_path: Path) -> None:
         content = {"chosen_by": ["by"], "subjects": subjects_said}
         (tmp_path / "subjects.json").write_text(json.dumps(content))
         assert workdir.words(["by"]) is None
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_with_the_flag(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for root in (file, file / "run", file / "deep" / "run", Path("/proc/sys/run")):
+        with pytest.raises(OSError, match=f"--workdir={root}: .*can be made and written to"):
+            check_writable(root)
+    check_writable(tmp_path)
+    check_writable(tmp_path / "a" / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("key", ["subject.images", "prior.images", "subject.others"])
+def test_a_run_does_not_write_among_the_photos_that_it_reads(key: str, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (tmp_path / "link").symlink_to(photos)
+    c = configs.base_config()
+    given = ((str(photos), "cat", "auto"),) if key == "subject.others" else str(photos)
+    c.update_from_flattened_dict({key: given})
+    for root in (photos, tmp_path / "link", tmp_path / "photos" / ".." / "photos"):
+        with pytest.raises(configs.ConfigError, match=f"is the folder of {key}"):
+            Workdir.open(root, configs.resolve(c))
+    assert [*photos.iterdir()] == []

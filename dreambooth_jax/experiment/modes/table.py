@@ -26,11 +26,13 @@ class Mode:
     function: takes the settings and the working directory, returns the path of what it left there.
     leaves: name of that result, for the last log line.
     help: one line for `--help` and the README.
+    writes: it leaves something in the working directory.
     """
 
     function: Callable[[ConfigDict, Path], Path]
     leaves: str
     help: str
+    writes: bool = True
 
 
 MODES = {
@@ -40,7 +42,9 @@ MODES = {
     "sample": Mode(sample.sample, "pictures", "draw sample.prompts with a run's checkpoints"),
     "edit": Mode(edit.edit, "edits", "draw the subject into photos: edit.images, their masks"),
     "export": Mode(sample.export, "fine-tuned model", "export a run's checkpoints"),
-    "push": Mode(push.push, "export that was sent", "send a run's export to a model hub"),
+    "push": Mode(
+        push.push, "export that was sent", "send a run's export to a model hub", writes=False
+    ),
     "identify": Mode(identify.identify, "identifiers", "list rare tokens to use as identifier"),
     "evaluate": Mode(evaluate.evaluate, "scores", "score a run's pictures, or those of a folder"),
     "precompile": Mode(

@@ -71,6 +71,7 @@ class Workdir:
         """
         root = files.at(root)
         file = root / "config.json"
+        _check_apart(root, plan)
         claim = _entered(root) if jax.process_index() == 0 else None
         as_before, longer = False, False
         if file.is_file():
@@ -306,16 +307,38 @@ def _entered(root: Path) -> lock.Lock:
         root.mkdir(parents=True, exist_ok=True)
         claim = lock.Lock(root)
     except OSError as error:
-        raise OSError(
-            f"--workdir={root}: {error.strerror or error}. Write a folder that can be made and "
-            "written to."
-        ) from error
+        raise _unwritable(root, error) from error
     try:
         _check_places(root)
     except BaseException:
         claim.release()
         raise
     return claim
+
+
+def check_writable(root: Path) -> None:
+    """Checks that files can be written into a folder, or into one that can be made; leaves nothing.
+
+    Raises:
+      OSError: they cannot; names the flag.
+    """
+    if files.is_remote(root):
+        return
+    try:
+        near = root.absolute()
+        while not near.exists():
+            near = near.parent
+        with tempfile.TemporaryDirectory(dir=near, prefix=".writable-"):
+            pass
+    except OSError as error:
+        raise _unwritable(root, error) from error
+
+
+def _unwritable(root: Path, error: OSError) -> OSError:
+    return OSError(
+        f"--workdir={root}: {error.strerror or error}. Write a folder that can be made and written "
+        "to."
+    )
 
 
 def _check_places(root: Path) -> None:
@@ -331,6 +354,20 @@ def _check_places(root: Path) -> None:
         raise configs.ConfigError(
             f"{'; '.join(wrong)}: a run writes there. Move it away, or write another --workdir."
         )
+
+
+def _check_apart(root: Path, plan: Plan) -> None:
+    """Raises ConfigError where a run would write among the photos or class images it reads."""
+    read = [("subject.images", plan.subject.images), ("prior.images", plan.prior.images)]
+    read += [("subject.others", images) for images, *_ in plan.subject.others]
+    for key, place in read:
+        if not place or files.is_remote(root) or files.is_remote(place):
+            continue
+        if files.at(place).resolve() == root.resolve():
+            raise configs.ConfigError(
+                f"--workdir={root} is the folder of {key}: a run's files would lie among the "
+                "photos. Write another --workdir."
+            )
 
 
 def _set_aside(page: Path) -> None:
