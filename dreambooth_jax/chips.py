@@ -61,7 +61,7 @@ def tpus_here(bus: Path = Path("/sys/bus/pci/devices")) -> int:
             vendor, model = (
                 (device / name).read_text(encoding="utf-8").strip() for name in ("vendor", "device")
             )
-        except OSError:
+        except OSError:  # it was unplugged, or is not for this user
             continue
         found += vendor == _GOOGLE and model in _TPUS
     return found

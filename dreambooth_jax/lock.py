@@ -61,10 +61,13 @@ def holder(folder: Path) -> Claim | None:
 
 
 def is_held(folder: Path) -> bool:
-    """Returns True where a living process works in `folder`; a damaged claim is none."""
+    """Returns True where a living process works in `folder`.
+
+    A claim that is damaged, or not for this user, tells of none.
+    """
     try:
         return holder(folder) is not None
-    except untrusted.FileError:
+    except (OSError, untrusted.FileError):
         return False
 
 

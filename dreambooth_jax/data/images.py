@@ -105,7 +105,7 @@ def _register_heif() -> bool:
     """Teach Pillow HEIC, which iPhones write; False where the package for it is not installed."""
     try:
         importlib.import_module("pillow_heif").register_heif_opener()
-    except ImportError:
+    except ImportError:  # an extra; a HEIC file then says which
         return False
     return True
 

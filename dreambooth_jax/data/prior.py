@@ -170,7 +170,7 @@ def _read(folder: Path, entry: Mapping[str, Any] | None) -> list[np.ndarray] | N
     for name, digest in entry["files"].items():
         try:
             picture = _decoded(folder / name)
-        except (OSError, untrusted.FileError):
+        except (OSError, untrusted.FileError):  # told below
             picture = None
         if picture is None or _digest(picture) != digest:
             logging.warning("prior: %s is missing or was changed; it is made again", folder / name)

@@ -101,6 +101,7 @@ def _own(path: Path) -> str | None:
         return None
     try:
         with Image.open(path) as image:
-            return json.loads(image.info["dreambooth_jax"])["prompt"]
-    except (OSError, KeyError, ValueError, TypeError):
+            told = json.loads(image.info["dreambooth_jax"])["prompt"]
+    except Exception:  # without that text; damaged files make Pillow raise nearly anything
         return None
+    return told if isinstance(told, str) else None

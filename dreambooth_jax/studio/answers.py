@@ -41,7 +41,7 @@ def working(places: Places) -> bool:
     """Returns True while a run of the folder has a process on this computer."""
     if files.is_remote(places.root):
         return False
-    return any(lock.is_held(places.run(name)) for name in places.runs())
+    return any(lock.is_held(places.root / name) for name in places.runs())
 
 
 def studio(request: Request) -> Studio:

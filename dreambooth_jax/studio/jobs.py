@@ -203,14 +203,22 @@ class Jobs:
             except OSError as error:  # no memory, no disk: the next one may fare better
                 job = dataclasses.replace(self._jobs[first], state="ended", code=-1)
                 self._jobs[first] = dataclasses.replace(job, ended=time.time())
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # no place for the reason either
                     self.log(job).write_text(f"{error}\n", encoding="utf-8")
             self._write()
 
     def _watch(self) -> None:
+        told = ""
         while not self._over.wait(EVERY):
-            with contextlib.suppress(OSError):  # a full disk: it is told where a person acts
+            try:
                 self.tick()
+            except (
+                Exception
+            ) as error:  # a full disk, a folder that goes: the queue goes on after it
+                text = untrusted.in_short(error)
+                if text != told:
+                    told = text
+                    logging.getLogger(__name__).warning("The queue waits: %s", text)
 
     def _read(self) -> list[Job]:
         listed = runs.record(self._file).get("jobs", [])

@@ -206,7 +206,7 @@ def _shown(photo: Path, kept: Any, findings: Iterable[str], wrong: bool) -> Show
     mask, file = mask_of(photo), annotations.caption_file(photo)
     try:
         text = untrusted.text(file, limit=2**16, encoding="utf-8-sig").strip() if file else ""
-    except (OSError, untrusted.FileError):
+    except (OSError, untrusted.FileError):  # shown as empty; the audit of a run tells it
         text = ""
     stamps = [each.stat().st_mtime_ns for each in (photo, mask) if each.is_file()]
     return Shown(

@@ -81,7 +81,7 @@ def record(file: Path) -> dict[str, Any]:
     """Returns the JSON object of a record; {} where it is absent, damaged or being replaced."""
     try:
         return untrusted.json_object(file)
-    except (OSError, untrusted.FileError):
+    except (OSError, untrusted.FileError):  # absent, damaged or being replaced
         return {}
 
 
@@ -171,7 +171,7 @@ def scalars(folder: Path) -> list[dict[str, Any]]:
             return metrics.read(file) if file.is_file() else []
         about = file.stat()
         return list(_scalars(file, about.st_size, about.st_mtime_ns))
-    except (OSError, untrusted.FileError):
+    except (OSError, untrusted.FileError):  # none yet, or of another user
         return []
 
 
@@ -276,7 +276,7 @@ def tail(file: Path) -> str:
             opened.seek(0, os.SEEK_END)
             opened.seek(max(0, opened.tell() - _TAIL))
             text = opened.read().decode("utf-8", errors="replace")
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # it is being replaced
         return ""
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
     return "\n".join(line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n"))

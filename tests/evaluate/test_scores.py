@@ -211,6 +211,17 @@ def test_a_judge_that_does_not_exist_is_a_problem_of_the_settings():
         settings(evaluate__prompts=("a {subjct}",))
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{", "3", "[]", "{}", "[" * 50_000, '{"prompt": 5}', '{"prompt": null}']
+)
+def test_a_pictures_own_text_that_tells_no_prompt_is_passed_over(text, tmp_path):
+    note = PngImagePlugin.PngInfo()
+    note.add_text("dreambooth_jax", text)
+    (tmp_path / "a_dog").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a_dog" / "0.png", pnginfo=note)
+    assert pictures.read(tmp_path).prompts == ("a dog",)
+
+
 def test_only_the_papers_own_encoders_have_its_names():
     """Numbers of stand-ins must not look like those of table 1."""
     made = [

@@ -14,7 +14,7 @@ from studios import make_run
 
 from dreambooth_jax import lock, processes
 from dreambooth_jax.studio import commands, jobs, runs
-from dreambooth_jax.studio.places import RefusedError
+from dreambooth_jax.studio.places import MissingError, RefusedError
 
 # In the place of the main command: waits for a signal, or ends with the status it is given.
 PROGRAM = """
@@ -98,6 +98,29 @@ def test_a_number_that_another_process_has_now_is_not_signalled(own, tmp_path):
     with pytest.raises(RefusedError, match="Nothing works"):
         found.stop("bird", tmp_path)
     assert found.of("bird")[0].outcome == "ended"
+
+
+def test_the_queue_goes_on_after_whatever_stopped_a_look_at_it(
+    tmp_path, small, monkeypatch, caplog
+):
+    """A run's folder that goes while it is looked at, a full disk."""
+    monkeypatch.setattr(jobs, "EVERY", 0.01)
+    faults = iter([MissingError("gone"), OSError("full"), OSError("full"), ValueError("odd")])
+
+    def busy():
+        for fault in faults:
+            raise fault
+        return False
+
+    own = jobs.Jobs(tmp_path, busy=busy)
+    own.add("bird", "train", ["0"], queued=True)
+    own.watch()
+    try:
+        until(lambda: all(job.state == "ended" for job in own.all()))
+    finally:
+        own.close()
+    assert [text in caplog.text for text in ("gone", "full", "odd")] == [True] * 3
+    assert caplog.text.count("full") == 1
 
 
 PIDS = (-1, 0, 1, -5, True, "7", 1.5, None, [], 2**31, 2**63, 10**40)

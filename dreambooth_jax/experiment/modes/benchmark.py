@@ -106,7 +106,7 @@ def is_done(c: ConfigDict, folder: Path) -> bool:
     """Returns True where the run in `folder` is finished, with these settings."""
     try:
         before = configs.of_run(str(folder))
-    except configs.ConfigError:
+    except configs.ConfigError:  # no run yet, or a damaged one, which its start tells
         return False
     # Settings of a host (`HOST_KEYS`) are not read from a run's folder, and change no result.
     told, now = (

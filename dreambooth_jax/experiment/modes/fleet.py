@@ -129,7 +129,7 @@ def is_done(c: ConfigDict, folder: Path) -> bool:
     """Returns True where the run in `folder` is finished, with these settings."""
     try:
         before = configs.of_run(str(folder))
-    except configs.ConfigError:
+    except configs.ConfigError:  # no run yet, or a damaged one, which its start tells
         return False
     same = configs.flatten(before) == configs.flatten(c)
     return same and report.is_final(folder / "report.html")

@@ -139,5 +139,5 @@ def _whole(given: Any) -> int | None:
     """A whole number, numpy's as well; None for what is none, and for True and False."""
     try:
         return None if isinstance(given, bool) else operator.index(given)
-    except TypeError:
+    except TypeError:  # the caller says what it is
         return None

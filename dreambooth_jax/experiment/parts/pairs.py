@@ -123,7 +123,7 @@ def columns(
         for text, marks in zip(texts, marked, strict=True):
             try:
                 marks[alignment.span(tokenizer, text, word)] = 1
-            except ValueError:
+            except ValueError:  # this one does not have the word; below where neither has it
                 continue
     if plan.edit.word:
         if not any(marks.any() for marks in marked):
