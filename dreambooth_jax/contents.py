@@ -16,6 +16,7 @@ from dreambooth_jax import files, untrusted
 
 INDEX = "model_index.json"
 WORDS = "dreambooth.json"  # what the subjects are called, beside model_index.json
+_NAMES = ("identifier", "class_noun")
 CARD = "README.md"
 STAGES = ("base", "upscaler")
 LORA = "lora"  # folder of a stage's LoRA files
@@ -170,12 +171,27 @@ def single_file(words: Sequence[tuple[str, str]]) -> str:
 
 
 def words_in(folder: Path) -> list[dict[str, Any]]:
-    """Returns the names of an exported folder's subjects (`identifier`, `class_noun`), if any."""
+    """Returns the names of an exported folder's subjects (`identifier`, `class_noun`), if any.
+
+    Raises:
+      FileError: the file is damaged, or of another shape.
+    """
     file = folder / WORDS
     if not file.is_file():
         return []
     first = untrusted.json_object(file)
-    return [first, *first.pop("others", [])]
+    others = first.get("others", [])
+    each = [first, *(others if isinstance(others, list) else [others])]
+    if not all(isinstance(one, dict) and all(map(_is_name, map(one.get, _NAMES))) for one in each):
+        raise untrusted.FileError(
+            f"{file} does not tell what the subjects are called; expected identifier and "
+            f"class_noun of each, in text. {untrusted.AGAIN}"
+        )
+    return [{name: one[name] for name in _NAMES} for one in each]
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and value == " ".join(value.split())
 
 
 def is_inside(path: Path, folder: Path) -> bool:

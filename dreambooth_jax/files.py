@@ -112,9 +112,13 @@ def named(file: Path, *, part: Path | None = None) -> Iterator[None]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes a file whole or not at all, and its folders where there are none."""
+    """Writes a file whole or not at all, and its folders where there are none.
+
+    Half a character, as names of files may have, is written as its escape, which JSON reads as the
+    same again.
+    """
     with written(file) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -119,3 +119,31 @@ def test_a_message_is_one_line_of_a_few_names() -> None:
     many = contents.in_words([str(number) for number in range(100)])
     assert many.endswith(" and 92 more") and len(many) < 100
     assert contents.Contents().told == contents.Contents().refused == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[]", "null", "3", "{", "[" * 100_000, "{}", '{"identifier": "zib"}'),
+        *('{"identifier": "zib", "class_noun": 3}', '{"identifier": [], "class_noun": "dog"}'),
+        *(
+            '{"identifier": "", "class_noun": "dog"}',
+            '{"identifier": "a\\nb", "class_noun": "dog"}',
+        ),
+        *('{"identifier": "zib", "class_noun": "dog", "others": 3}',),
+        *('{"identifier": "zib", "class_noun": "dog", "others": ["x"]}',),
+        *('{"identifier": "zib", "class_noun": "dog", "others": [{}]}',),
+    ],
+    ids=lambda text: text[:60],
+)
+def test_a_record_of_names_of_another_shape_is_told_by_file(content: str, tmp_path: Path) -> None:
+    (tmp_path / contents.WORDS).write_text(content)
+    with pytest.raises(untrusted.FileError, match=contents.WORDS):
+        contents.words_in(tmp_path)
+
+
+def test_the_names_of_subjects_are_read_without_what_else_stands_there(tmp_path: Path) -> None:
+    one, two = {"identifier": "zib", "class_noun": "dog"}, {"identifier": "k", "class_noun": "a b"}
+    file = tmp_path / contents.WORDS
+    file.write_text(json.dumps({**one, "others": [{**two, "more": 1}], "later": 2}))
+    assert contents.words_in(tmp_path) == [one, two]

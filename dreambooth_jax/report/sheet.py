@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _GAP = 8  # pixels between pictures
+_MOST_LINES = 8  # of a caption; the whole prompt is in the text of each picture's file
 _SMALLEST = 128  # pixels along a side: smaller pictures are shown enlarged, pixel by pixel
 _INK, _PAPER = (32, 32, 36), (252, 252, 250)
 
@@ -19,7 +20,13 @@ def sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
     columns = max(len(pictures) for pictures in rows.values())
     width = _GAP + columns * (side * zoom + _GAP)
     letters = max(int((width - 2 * _GAP) / font.getlength("n")), 8)
-    lines = {caption: textwrap.wrap(caption, letters) or [""] for caption in rows}
+    lines = {
+        caption: textwrap.wrap(
+            caption[: letters * _MOST_LINES], letters, max_lines=_MOST_LINES, placeholder=" …"
+        )
+        or [""]
+        for caption in rows
+    }
     line_height = 20
     heights = [
         len(lines[caption]) * line_height + _GAP + pictures[0].shape[0] * zoom + _GAP
