@@ -145,7 +145,12 @@ def test_prompts_without_the_subject_are_told(stages, photos, tmp_path, monkeypa
     monkeypatch.setattr("dreambooth_jax.experiment.parts.loading.load", ended)
     with pytest.raises(ValueError, match="far enough"):
         edit(settings(stages, photos), tmp_path)
-    assert "'a {class_noun}' does not name the subject. Write {subject}" in caplog.text
+    told = "'a {class_noun}' does not name the subject. Write {subject}"
+    assert told in caplog.text
+    caplog.clear()
+    with pytest.raises(ValueError, match="far enough"):
+        edit(settings(stages, photos, outside=True), tmp_path)  # of a background
+    assert told not in caplog.text
 
 
 # Edits beside their sources, by the base alone.

@@ -121,7 +121,12 @@ def _checked(plan: Plan) -> Plan:
 
 
 def _tell_unnamed(plan: Plan) -> None:
-    """Warns of templates with the class noun alone; `Painter` warns of those without braces."""
+    """Warns of templates with the class noun alone; `Painter` warns of those without braces.
+
+    Not of those of a background, where a second subject would be drawn beside the first.
+    """
+    if plan.edit.outside:
+        return
     named = ("{subject}", "{identifier}", "{instance_prompt}")
     for template in expanded(plan.edit.prompts):
         if "{" in template and not any(name in template for name in named):
