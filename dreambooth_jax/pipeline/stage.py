@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreambooth_jax import tree
+from dreambooth_jax import tree, untrusted
+from dreambooth_jax.data import images
 from dreambooth_jax.diffusion import process
 from dreambooth_jax.diffusion.path import NoisePath
 from dreambooth_jax.models import layers
 from dreambooth_jax.pipeline.family import Family
-from dreambooth_jax.pipeline.frame import Frame, Resolution, Size
+from dreambooth_jax.pipeline.frame import Frame, Resolution, Size, SizeError
 from dreambooth_jax.pipeline.parts import Codec, Conditioner, Denoiser
 from dreambooth_jax.text.tokenizer import Tokenizer
 
@@ -49,9 +50,18 @@ class Stage:
         """Returns the stage that makes pictures of another size, or of the model's own.
 
         Raises:
-          ValueError: the model cannot make that size.
+          SizeError: the model cannot make that size.
+          FileError: its own size is none that it can make.
         """
-        size = self.frame.at(resolution)
+        try:
+            size = self.frame.at(resolution)
+        except SizeError as error:
+            if resolution is None:  # then it is the folder's own number that cannot be
+                raise untrusted.FileError(
+                    f"{self.folder}: its own pictures (sample_size) have "
+                    f"{images.told(self.frame.own)} pixels; {error.reason}. {untrusted.AGAIN}"
+                ) from error
+            raise
         asked = None if size == self.frame.own else size
         return self if asked == self.asked else dataclasses.replace(self, asked=asked)
 

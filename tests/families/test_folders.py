@@ -31,6 +31,7 @@ VALUES: tuple[tuple[str, str, Any], ...] = (
     ("unet/config.json", "sample_size", 10**9),
     ("unet/config.json", "sample_size", -32),
     ("unet/config.json", "sample_size", 0),
+    ("unet/config.json", "sample_size", 10**5),
     ("unet/config.json", "sample_size", [8, True]),
     ("unet/config.json", "norm_num_groups", 0),
     ("unet/config.json", "attention_head_dim", 0),
