@@ -169,8 +169,9 @@ def text(file: Path, *, limit: int = 64 * MB, encoding: str = "utf-8") -> str:
     Raises:
       FileNotFoundError, FileError: see `regular`; or it is no text in this encoding.
     """
+    file = regular(file, limit=limit)
     with reading(file, "text in UTF-8", remedy="Save or copy it again."):
-        return regular(file, limit=limit).read_bytes().decode(encoding)
+        return file.read_bytes().decode(encoding)
 
 
 def parsed(content: str | bytes, file: str | os.PathLike[str], *, remedy: str = AGAIN) -> Any:

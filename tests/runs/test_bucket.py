@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax import families, files, metrics, pipeline
+from dreambooth_jax.data import subject_table
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gcp_storage_emulator") is None
@@ -162,3 +163,13 @@ def test_numbers_in_a_bucket_go_on(bucket: str) -> None:
     assert {line["step"]: line["loss"] for line in metrics.read(path)} == {
         step: 1 / step for step in (1, 2, 3, 4)
     }
+
+
+def test_a_table_of_subjects_in_a_bucket_has_its_photos_beside_it(bucket: str) -> None:
+    place = f"{bucket}/fleet"
+    lines = ("name,images,class_noun", "a,photos/a,dog", "b,gs://x/b,cat", "c,/far/c,cat")
+    files.write_text(files.at(f"{place}/table.csv"), "\n".join(lines))
+    rows = subject_table.read(files.at(f"{place}/table.csv"))
+    assert [row.images for row in rows] == [f"{place}/photos/a", "gs://x/b", "/far/c"]
+    with pytest.raises(FileNotFoundError, match=r"none\.csv is missing"):
+        subject_table.read(files.at(f"{place}/none.csv"))
