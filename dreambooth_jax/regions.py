@@ -122,7 +122,7 @@ def marked(found: np.ndarray, kind: str) -> np.ndarray:
 
 
 class Finder:
-    """The jitted map of one stage; every photo is seen with `NOISES` noises, or a few more."""
+    """The jitted map of one stage; every photo is seen with some noises, `NOISES` as a rule."""
 
     def __init__(self, stage: Stage, kind: str, *, num_steps: int, mesh: Mesh):
         self.stage, self.kind, self.mesh = stage, kind, mesh
@@ -146,16 +146,19 @@ class Finder:
         """The map float64 `[H,W]` of an x0 `[H,W,C]`, a mean over noises.
 
         prompts: rows of the table, "prompt" and, for the difference, "source". columns: float32
-        `[T]`, 1 for the tokens of the word. seeds: one for each noise, as many as divide over the
-        mesh.
+        `[T]`, 1 for the tokens of the word. seeds: one for each noise; rows that fill up the mesh
+        are not counted, so the map is the same on any number of devices.
         """
-        count = len(seeds)
-        rows = {name: np.full(count, row, np.int32) for name, row in prompts.items()}
-        rows |= {"known": np.stack([known] * count), "seed": np.asarray(seeds, np.uint32)}
+        count = sharding.whole_rows(len(seeds), self.mesh)
+        filled = np.resize(np.asarray(seeds, np.uint32), count)
+        rows: dict[str, np.ndarray] = {
+            name: np.full(count, row, np.int32) for name, row in prompts.items()
+        }
+        rows |= {"known": np.stack([known] * count), "seed": filled}
         if columns is not None:
             rows["columns"] = np.stack([columns] * count)
         split = functools.partial(sharding.put, sharding=sharding.rows(self.mesh))
         drawing = {path: x for path, x in params.items() if path.startswith(self.stage.drawing)}
         given = {name: split(row) for name, row in rows.items()}
-        found = sharding.fetch(self.program(drawing, table, given))
+        found = sharding.fetch(self.program(drawing, table, given))[: len(seeds)]
         return np.asarray(found.mean(0, dtype=np.float64))

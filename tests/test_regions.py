@@ -61,6 +61,23 @@ def test_the_place_in_which_prompts_differ(devices):
     np.testing.assert_array_equal(found("difference", devices), MARK)
 
 
+def test_a_map_does_not_depend_on_the_number_of_devices():
+    """Nor on the rows that fill up the last of them: ten noises are ten on eight as well."""
+
+    class Own(Formula):
+        def predict(self, params, xt, t, text, **how):
+            return xt * text[:, :1, None, None]  # each noise has a difference of its own
+
+    known, table = np.zeros((SIZE, SIZE, 2), np.float32), jnp.asarray([[0.0], [0.5], [-0.25]])
+    maps = []
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        finder = regions.Finder(Own(), "difference", num_steps=4, mesh=mesh)
+        asked = {"prompt": 1, "source": 2}
+        maps.append(finder.map({}, table, known, asked, seeds=range(regions.NOISES)))
+    np.testing.assert_allclose(*maps, rtol=1e-6)
+
+
 def test_the_place_that_shows_a_word():
     np.testing.assert_array_equal(found("word", columns=COLUMNS), MARK)
 

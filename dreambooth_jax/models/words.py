@@ -90,11 +90,13 @@ def swapped(swap: Swap, *, every: int) -> Attend:
         none = jnp.zeros_like(image)
         from_source = jnp.concatenate([moved, jnp.where(shared, image, none)], 1)
         from_edit = jnp.concatenate([kept, jnp.where(shared, none, image)], 1)
-        v = jnp.concatenate([v.at[:, every].set(from_edit), from_source[:, None]], 1)
-        q, k = (jnp.concatenate([x, x[:, :1]], 1) for x in (q, k))
+        # Apart, not as one more row of each pair: where devices share the rows of a pair, XLA makes
+        # wrong numbers of that.
+        of_source = attention.attention(q[:, 0], k[:, 0], from_source)
+        v = v.at[:, every].set(from_edit)
         answer = attention.attention(*(x.reshape(-1, *x.shape[2:]) for x in (q, k, v)))
-        answer = answer.reshape(pairs, 2 * every + 1, *answer.shape[1:])
-        answer = answer.at[:, every].add(answer[:, -1])[:, :-1]
+        answer = answer.reshape(pairs, 2 * every, *answer.shape[1:])
+        answer = answer.at[:, every].add(of_source)
         return answer.reshape(-1, *answer.shape[2:])
 
     return attend

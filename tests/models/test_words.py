@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from dreambooth_jax import sharding
 from dreambooth_jax.models import words
 from dreambooth_jax.models.words import Swap
 
@@ -66,6 +67,27 @@ def test_changed_values_do_what_changed_maps_do(kind, every):
     others = [i for i in range(len(q)) if i % (2 * every) != every]
     np.testing.assert_array_equal(np.asarray(found)[others], plain[others])
     assert np.abs(np.asarray(found) - plain).max() > 0.1  # the edits did change
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_devices_may_share_the_rows_of_a_pair(kind):
+    """Eight rows of two pairs on eight devices, against the maps of each row."""
+    keys, text = KINDS[kind]
+    q, k, v = projections(2, keys)
+    swap = Swap(
+        np.abs(normal(PAIRS, TOKENS, TOKENS)), np.abs(normal(PAIRS, TOKENS)), np.ones(PAIRS, bool)
+    )
+    mesh = sharding.make_mesh()
+    rows = sharding.rows(mesh)
+    assert len(q) == sharding.row_shards(mesh) == 8
+
+    def attended(*given: jax.Array) -> jax.Array:
+        return words.swapped(swap, every=2)(*given, text=text)
+
+    program = jax.jit(sharding.traced_for(mesh, attended), out_shardings=rows)
+    found = np.asarray(program(*(sharding.put(x, rows) for x in (q, k, v))))
+    expected = by_maps(q, k, v, swap, every=2, text=text)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

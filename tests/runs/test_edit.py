@@ -230,6 +230,21 @@ def test_outside_of_its_places_an_edit_is_its_scene(
     }
 
 
+def test_eight_devices_find_the_same_places(stages, tmp_path):
+    """With all steps of a local blend; to a grey level, by rounding."""
+    folders = []
+    for number, mesh in enumerate(({}, commands.MESH)):
+        c = local(stages, local_blend="difference")
+        c.update_from_flattened_dict({k.replace("__", "."): value for k, value in mesh.items()})
+        folders.append(commands.here(edit, c, tmp_path / str(number)))
+    for k in range(2):
+        name = f"scene_{k:02d}_00_{k:02d}"
+        masks = [read(folder / f"{name}.mask.png") for folder in folders]
+        np.testing.assert_array_equal(*masks)
+        pictures = [read(folder / f"{name}.png").astype(int) for folder in folders]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
 @pytest.mark.parametrize("covered", [True, False])
 def test_a_mask_of_everything_is_none_and_one_of_nothing_is_the_scene(
     stages, everywhere, tmp_path, monkeypatch, covered

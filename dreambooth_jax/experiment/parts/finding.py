@@ -7,7 +7,7 @@ import numpy as np
 from absl import logging
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import regions, sharding
+from dreambooth_jax import regions
 from dreambooth_jax.data import canvas
 from dreambooth_jax.experiment.parts import pairs, scenes
 from dreambooth_jax.experiment.parts.editing import Editor, shape_of
@@ -41,8 +41,7 @@ def with_masks(
         num_steps=plan.stages["base"].sampler.num_steps,
         mesh=editor.model.mesh,
     )
-    count = sharding.whole_rows(regions.NOISES, editor.model.mesh)
-    seeds = [seed_of(plan.seed, k) for k in range(count)]
+    seeds = [seed_of(plan.seed, k) for k in range(regions.NOISES)]
     rows = {name: int(text.rows([prompt])[0]) for name, prompt in asked.items()}
     masked = []
     for scene in found:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dreambooth_jax import regions, sharding
+from dreambooth_jax import regions
 from dreambooth_jax.config import Plan
 from dreambooth_jax.data import canvas
 from dreambooth_jax.experiment.parts import pairs
@@ -29,8 +29,7 @@ class Places:
         self.stage, mesh = painter.model.stages["base"], painter.model.mesh
         steps = plan.stages["base"].sampler.num_steps
         self.finder = regions.Finder(self.stage, plan.edit.local_blend, num_steps=steps, mesh=mesh)
-        count = sharding.whole_rows(regions.NOISES, mesh)
-        self.seeds = [seed_of(plan.seed, k) for k in range(count)]
+        self.seeds = [seed_of(plan.seed, k) for k in range(regions.NOISES)]
 
     def mask(self, weights: Weights, prompts: Sequence[str], known: np.ndarray) -> np.ndarray:
         """The cells bool `[H,W]` that show it in the scene, in its edit, or in both.
