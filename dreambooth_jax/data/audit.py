@@ -221,8 +221,9 @@ def audit(
     first: dict[str, str] = {}  # sha256 → name of the photo that has these pixels
     paths = sorted(folder.iterdir(), key=lambda path: path.name)
     photos = {path.stem for path in paths if annotations.owner(path.name) is None}
+    masks = looks.masks(path for path in paths if annotations.owner(path.name) is None)
     for path in paths:
-        if annotations.owner(path.name) in photos or path.name == annotations.LIST:
+        if path in masks or annotations.owner(path.name) in photos or path.name == annotations.LIST:
             findings += _beside(path, wanted)
             continue
         if path.is_dir() and not path.name.startswith(".") and not wanted.of_subject:
@@ -237,9 +238,8 @@ def audit(
             result = _compared(result, pixels, known) if wanted.of_subject else result
             on_white = pixels if background == WHITE else None
             result, wrong = _annotated(result, wanted, result.shape or size, on_white)
-            findings += wrong
+            findings += [*wrong, *(Finding(path, n.found, n.done, "kept") for n in result.notes)]
             kept.append(result)
-            findings += [Finding(path, note.found, note.done, "kept") for note in result.notes]
         else:
             findings.append(result)
     report = Audit(folder, size, tuple(kept), tuple(findings), wanted, tuple(several))
@@ -265,12 +265,15 @@ def _compared(photo: Photo, pixels: np.ndarray | None, known: looks.Known) -> Ph
 
 
 def _beside(path: pathlib.Path, wanted: Wanted) -> list[Finding]:
-    """Returns the findings about a caption or mask beside a photo; none if it is read."""
-    several = path.name == annotations.LIST
-    mask = not several and annotations.is_mask(path.name)
+    """Returns the findings about a caption or mask beside a photo; none if it is read.
+
+    What belongs to a photo by its name; else it is a mask by its looks.
+    """
+    several, owner = path.name == annotations.LIST, annotations.owner(path.name)
+    mask = not several and (owner is None or annotations.is_mask(path.name))
     if mask and not annotations.is_read_as_mask(path.name):
-        owner = annotations.owner(path.name)
-        return [Finding(path, "looks like a mask", f"read is {owner}{annotations.MASK}", "ignored")]
+        of = path.stem if owner is None else owner
+        return [Finding(path, "looks like a mask", f"read is {of}{annotations.MASK}", "ignored")]
     if (wanted.masks == "files") if mask else (wanted.captions != "prompt"):
         return []
     what, key = ("mask", "masks") if mask else ("caption", "captions")

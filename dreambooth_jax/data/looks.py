@@ -1,10 +1,14 @@
-"""Looks of photos: too small or narrow, of one colour, or like another one once more."""
+"""Looks of photos: too small or narrow, of one colour, like another one once more, or a mask."""
+
+import collections
+import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
 from dreambooth_jax.data import annotations, cropping, images
 from dreambooth_jax.data.annotations import Wanted
-from dreambooth_jax.data.colour import Note
+from dreambooth_jax.data.colour import ImageError, Note
 from dreambooth_jax.data.images import Size
 
 BLANK, TWICE = "one colour", "kept; is it a copy?"  # notes that are warned of
@@ -68,3 +72,27 @@ def notes(pixels: np.ndarray, *, size: Size, wanted: Wanted) -> list[Note]:
             where = f"at subject.crop = {wanted.crop}" if wanted.crop else "in the middle"
             found.append(Note(f"the {crop} {where} is of {BLANK}", done))
     return found
+
+
+def masks(paths: Iterable[pathlib.Path]) -> set[pathlib.Path]:
+    """Returns the pictures in black and white alone beside a photo of their stem and size."""
+    stems = collections.defaultdict(list)
+    for path in paths:
+        if path.suffix.lower() in images.SUFFIXES:
+            stems[path.stem].append(path)
+    found: set[pathlib.Path] = set()
+    for same in stems.values():
+        seen = [(path, *_stark(path)) for path in same] if len(same) > 1 else []
+        photos = {shape for _, shape, stark in seen if not stark}
+        found |= {path for path, shape, stark in seen if stark and shape in photos}
+    return found
+
+
+def _stark(path: pathlib.Path) -> tuple[tuple[int, ...], bool]:
+    """The size of a picture, () of what is none, and whether all of it is black or white."""
+    try:
+        pixels, _ = images.decode(path)
+    except (ImageError, OSError, MemoryError):
+        return (), False
+    # 0 and 255 become 0 or 1 of 8 bits, everything else is larger.
+    return pixels.shape[:2], bool((pixels + np.uint8(1)).max() <= 1)

@@ -80,6 +80,24 @@ def test_a_mask_of_another_program_is_no_photo(name: str, folder: Path) -> None:
         audit(folder, size=32, wanted=MASKS)
 
 
+def test_a_picture_in_black_and_white_beside_its_photo_is_no_photo(folder: Path) -> None:
+    """Known by its pixels, under the photo's own stem and in its size."""
+    half = np.zeros((40, 40), np.uint8)
+    half[10:30, 5:25] = 255
+    Image.fromarray(half).save(folder / "0.bmp")
+    Image.fromarray(half).convert("1").save(folder / "1.tif")
+    Image.fromarray(half[:, :36]).save(folder / "2.bmp")  # of another size: not this photo's
+    Image.fromarray(half).rotate(90).save(folder / "logo.bmp")  # beside no photo
+    Image.fromarray(noise(40, 40, 3, seed=9)).save(folder / "1.bmp")  # in colour
+    report = audit(folder, size=32)
+    names = ["0.png", "1.bmp", "1.png", "2.bmp", "2.png", "logo.bmp"]
+    assert [photo.path.name for photo in report.kept] == names
+    assert {f.path.name: str(f) for f in report.ignored} == {
+        "0.bmp": "looks like a mask: read is 0.mask.png",
+        "1.tif": "looks like a mask: read is 1.mask.png",
+    }
+
+
 def test_what_only_looks_like_a_mask_and_has_no_photo_is_a_photo(folder: Path) -> None:
     Image.fromarray(noise(40, 40, 3, seed=9)).save(folder / "carnival_mask.png")
     assert len(audit(folder, size=32).kept) == 4
