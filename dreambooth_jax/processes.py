@@ -50,10 +50,8 @@ def lives(pid: int, *, began: str | None = None) -> bool:
         pass
     with contextlib.suppress(OSError):  # a system without /proc
         about = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        if about.rpartition(")")[2].split()[0] in (
-            "Z",
-            "X",
-        ):  # ended, its parent has not waited for it
+        # Ended, while its parent has not waited for it.
+        if about.rpartition(")")[2].split()[0] in ("Z", "X"):
             return False
     return began is None or started(pid) == began
 

@@ -212,9 +212,7 @@ class Jobs:
         while not self._over.wait(EVERY):
             try:
                 self.tick()
-            except (
-                Exception
-            ) as error:  # a full disk, a folder that goes: the queue goes on after it
+            except Exception as error:  # a full disk, a folder that goes: it goes on after it
                 text = untrusted.in_short(error)
                 if text != told:
                     told = text
