@@ -37,7 +37,7 @@ SHORT = {
 
 
 def test_a_run_that_is_killed_and_resumed_is_the_same(tmp_path):
-    model = latents.make(tmp_path / "model", "sd1")
+    model = latents.make(tmp_path / "model", "sdxl")
     photos, rng = tmp_path / "photos", np.random.default_rng(0)
     photos.mkdir()
     for name, size in (("a", (24, 24)), ("b", (40, 22)), ("c", (30, 32))):
