@@ -121,7 +121,10 @@ def files_of(folder: Path, variant: str | None = None) -> list[Path]:
     if others:
         reason += f" There is: {', '.join(others)}."
         variants = {found[1] for name in others if (found := _VARIANT.match(name))} - {variant}
-        if variants:
+        odd = [name for name in others if not (folder / name).is_file()]
+        if odd:
+            reason += f" {odd[0]} is no regular file, nor a link to one: put the file itself there."
+        elif variants:
             reason += f" Write --config.variant={sorted(variants)[0]} to read those."
         else:
             usual = " or ".join(f"{stem}{middle}.safetensors" for stem in _STEMS)

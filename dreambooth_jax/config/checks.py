@@ -52,6 +52,8 @@ def _wrong_keys(flat: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterato
     for key, value in flat.items():
         if key not in defaults:
             hint = suggest(key, groups | defaults.keys()) or "Remove it."
+            if key in groups:
+                hint = f"{key!r} is a group of settings: write them by name, or remove it."
             yield Problem(key, value, "a known key", hint)
     for key, value in defaults.items():
         if key not in flat:

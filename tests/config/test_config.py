@@ -306,7 +306,7 @@ def test_json_of_an_older_version_gets_the_defaults_of_new_keys():
         ("[1, 2]", "not a JSON object"),
         ('{"sed": 5}', "Did you mean 'seed'?"),
         ('{"seed": "five"}', "seed = 'five'"),
-        ('{"train": 3}', "train = 3"),
+        ('{"train": 3}', "train = 3: expected a known key. 'train' is a group of settings"),
     ],
 )
 def test_json_that_cannot_be(text, message):
