@@ -126,7 +126,7 @@ class Audit:
                     f"{finding.path} holds {held} pictures, more than {self.folder} itself, and is "
                     "not searched. If those are the photos, write its name instead."
                 )
-        return told
+        return [_shown(line) for line in told]
 
     def __str__(self) -> str:
         """The report: one line for each file, in the order of their names.
@@ -154,7 +154,7 @@ class Audit:
             f"{len(self.ignored)} ignored{f', {len(self.wrong)} wrong' if self.wrong else ''} "
             f"in {self.folder} (for {sizes} pixels)"
         )
-        lines = [f"  {outcome:<8} {shown[name]:<{width}}  {text}" for name, outcome, text in rows]
+        lines = [f"  {how:<8} {shown[name]:<{width}}  {_shown(text)}" for name, how, text in rows]
         return "\n".join([head, *(line for _, line in sorted(zip(rows, lines, strict=True)))])
 
     def _noted(self, text: str) -> list[str]:
@@ -382,6 +382,11 @@ def _digest(pixels: np.ndarray) -> str:
     digest = hashlib.sha256(np.asarray(pixels.shape, "<i8").tobytes())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
+
+
+def _shown(text: str) -> str:
+    """The text with escapes for what a terminal would obey: it has names of files."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _count(number: int, noun: str, nouns: str = "") -> str:

@@ -250,6 +250,15 @@ def test_names_that_would_break_the_table_are_escaped(tmp_path: Path) -> None:
     report = audit(tmp_path, size=64)
     assert len(str(report).splitlines()) == 3
     assert r"'b\nkept c.png'" in str(report)
+    # Nor does a name that a terminal would obey get into what is said of another file.
+    picture(0).save(tmp_path / "\x1b[31m.png")
+    (tmp_path / "z\x1b[2J").mkdir()
+    for k in range(2):
+        picture(k + 1).save(tmp_path / "z\x1b[2J" / f"{k}.png")
+    report = audit(tmp_path, size=64)
+    told = "".join([*str(report).splitlines(), *report.warnings])
+    assert r"same picture as \x1b[31m.png" in told and told.isprintable()
+    assert any(r"z\x1b[2J holds 2 pictures" in line for line in report.warnings)
 
 
 def test_background_belongs_to_the_pixels(tmp_path: Path) -> None:
