@@ -142,8 +142,9 @@ def joined(folder: Path) -> hosts.Watch | None:
     """Joins the other processes of the run, where there are some; all of them wait here."""
     if not COORDINATOR.value:
         return None
-    # jax's own is the second resort: it ends a process from C++, without a word of what to do.
-    how: dict[str, Any] = {"heartbeat_timeout_seconds": 2 * HOST_TIMEOUT.value}
+    # jax's own is the second resort: it ends a process from C++, without a word of what to do, and
+    # counts the time in which all of them were stopped together, as on suspended machines.
+    how: dict[str, Any] = {"heartbeat_timeout_seconds": 10 * HOST_TIMEOUT.value}
     if COORDINATOR.value == "auto":
         jax.distributed.initialize(**how)
     else:

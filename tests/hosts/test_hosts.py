@@ -6,10 +6,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import commands
 import pytest
 
+from dreambooth_jax import main
 from dreambooth_jax.hosts import agree, watch, witness
 from dreambooth_jax.hosts.agreement import differences
 
@@ -82,6 +84,19 @@ def test_time_in_which_a_process_was_stopped_is_not_counted(monkeypatch) -> None
     monkeypatch.setattr(watch.time, "monotonic", lambda: next(times))
     clock = watch.Clock(longest=3.0)
     assert [clock.now() for _ in range(5)] == [101.0, 102.5, 102.5, 103.5, 105.5]
+
+
+def test_jax_s_own_count_leaves_processes_that_were_stopped_together_their_time(
+    monkeypatch,
+) -> None:
+    """Of machines that were suspended for some minutes; a single one is told by the watch."""
+    asked: dict[str, int] = {}
+    monkeypatch.setattr(main.jax.distributed, "initialize", lambda **how: asked.update(how))
+    monkeypatch.setattr(main.hosts, "Watch", lambda *given, **how: None)
+    monkeypatch.setattr(main, "COORDINATOR", SimpleNamespace(value="auto"))
+    monkeypatch.setattr(main, "HOST_TIMEOUT", SimpleNamespace(value=main.HOST_TIMEOUT.default))
+    main.joined(Path("run"))
+    assert asked["heartbeat_timeout_seconds"] >= 5 * 60
 
 
 def test_one_process_agrees_with_itself() -> None:
