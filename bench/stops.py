@@ -8,6 +8,7 @@ run in another folder, unless `--cold`.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import threading
@@ -18,17 +19,18 @@ from pathlib import Path
 from dreambooth_jax import status
 
 SETTINGS = {
-    "prior.num_images": 16,
+    "prior.num_images": 64,
     "prior.batch_size": 4,
-    "sample.num_images": 4,
+    "sample.num_images": 16,
     "sample.batch_size": 2,
-    "train.num_steps": 8,
-    "train.sample_every": 4,
-    "train.checkpoint_every": 4,
+    "train.num_steps": 100,
+    "train.sample_every": 50,
+    "train.checkpoint_every": 50,
     "upscaler.num_steps": 2,
 }
 WARM = SETTINGS | {"prior.num_images": 4, "train.num_steps": 4, "upscaler.num_steps": 1}
-Wanted = Callable[[status.Status], bool]
+Wanted = Callable[[status.Status, str], bool]  # the state, and the last part that was announced
+_PART = re.compile(r"\d+ of \d+: (.*)")
 
 
 def amid(found: status.Status) -> bool:
@@ -37,11 +39,11 @@ def amid(found: status.Status) -> bool:
 
 
 PARTS: dict[str, Wanted] = {
-    "class images": lambda s: s.part == "class images" and s.state == "drawing" and amid(s),
-    "compilation": lambda s: s.state == "compiling" and s.stage == "base",
-    "training": lambda s: s.state == "training" and s.stage == "base" and amid(s),
-    "grid on the way": lambda s: s.state == "drawing" and s.stage == "base",
-    "export": lambda s: s.state == "exporting",
+    "class images": lambda s, _: s.part == "class images" and s.state == "drawing" and amid(s),
+    "compilation": lambda s, _: s.state == "compiling" and s.stage == "base",
+    "training": lambda s, _: s.state == "training" and s.stage == "base" and amid(s),
+    "grid on the way": lambda s, _: s.state == "drawing" and s.stage == "base",
+    "export": lambda _, part: part.startswith("export"),  # shorter than a state is kept
 }
 
 
@@ -63,18 +65,21 @@ def measured(workdir: Path, wanted: Wanted, more: list[str]) -> tuple[float, flo
     """Seconds until the answer and until the end, and the exit code; None: it never came there."""
     process = started(workdir, SETTINGS, more)
     answers: list[float] = []
+    parts = [""]
 
     def listen() -> None:
         for line in process.stderr or ():
             if line.startswith("SIGINT:"):
                 answers.append(time.monotonic())
+            if part := _PART.search(line):
+                parts.append(part[1])
 
     listener = threading.Thread(target=listen)
     listener.start()
     asked = None
     while process.poll() is None:
         found = status.read(workdir)
-        if asked is None and found and found.pid == process.pid and wanted(found):
+        if asked is None and found and found.pid == process.pid and wanted(found, parts[-1]):
             asked = time.monotonic()
             process.send_signal(2)
         time.sleep(0.01)
