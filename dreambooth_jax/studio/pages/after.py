@@ -177,6 +177,8 @@ def export(name: str, folder: Path, jobs: Sequence[Job]) -> str:
 
 
 def _size(count: int) -> str:
+    if count < 1000:
+        return f"{count} bytes"
     return f"{count / MB:.1f} MB" if count >= MB else f"{count / 1000:.1f} kB"
 
 
