@@ -36,14 +36,31 @@ SHORT = {
 }
 
 
+def config(place, **changed):
+    """A small SDXL, and photos of which one is tall."""
+    model, photos, rng = place / "model", place / "photos", np.random.default_rng(0)
+    if not photos.is_dir():
+        latents.make(model, "sdxl")
+        photos.mkdir()
+        for name, size in (("a", (24, 24)), ("b", (40, 22)), ("c", (30, 32))):
+            Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(photos / f"{name}.png")
+    own = SHORT | {"subject__images": str(photos)} | changed
+    return commands.config({"base": model, "upscaler": ""}, **own)
+
+
+@pytest.mark.long
+def test_eight_devices_take_the_same_steps(tmp_path):
+    losses = []
+    for name, mesh in (("one", {}), ("eight", commands.MESH)):
+        c = config(tmp_path, train__batch_size=8, **mesh)
+        commands.run_here(c, tmp_path / name)
+        losses.append([line["base/loss"] for line in commands.lines(tmp_path / name, "base")])
+    assert len(losses[0]) == 4
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
 def test_a_run_that_is_killed_and_resumed_is_the_same(tmp_path):
-    model = latents.make(tmp_path / "model", "sdxl")
-    photos, rng = tmp_path / "photos", np.random.default_rng(0)
-    photos.mkdir()
-    for name, size in (("a", (24, 24)), ("b", (40, 22)), ("c", (30, 32))):
-        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(photos / f"{name}.png")
-    c = commands.config({"base": model, "upscaler": ""}, **SHORT, subject__images=str(photos))
-    folder = tmp_path / "run"
+    c, folder = config(tmp_path), tmp_path / "run"
     report = commands.run_here(c, folder)
 
     # One of three photos is tall, and so is one of three class images.
