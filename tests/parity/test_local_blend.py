@@ -33,13 +33,7 @@ def both(request, tmp_path_factory):
     """Our stage and its weights; their UNet and folder."""
     root, name = tmp_path_factory.mktemp("models"), request.param
     if name == "if":
-        unet = {
-            "block_out_channels": [16],
-            "down_block_types": ["SimpleCrossAttnDownBlock2D"],
-            "up_block_types": ["SimpleCrossAttnUpBlock2D"],
-            "attention_head_dim": 8,
-        }
-        folder = cascades.make(root / name, "base", unet=unet)
+        folder = cascades.make(root / name, "base", unet=cascades.ONE_LEVEL)
     else:
         folder = latents.make(root / name, name)
     stage = families.open_stage(str(folder), kind="base")

@@ -54,14 +54,7 @@ def both(request, tmp_path_factory):
     """Our jitted network of a swap, and theirs of a swap, on the same input of one pair."""
     root, name = tmp_path_factory.mktemp("models"), request.param
     if name == "if":
-        # One level, and heads of which there are two.
-        unet = {
-            "block_out_channels": [16],
-            "down_block_types": ["SimpleCrossAttnDownBlock2D"],
-            "up_block_types": ["SimpleCrossAttnUpBlock2D"],
-            "attention_head_dim": 8,
-        }
-        folder = cascades.make(root / name, "base", unet=unet)
+        folder = cascades.make(root / name, "base", unet=cascades.ONE_LEVEL)
     else:
         folder = latents.make(root / name, name)
     stage = families.open_stage(str(folder), kind="base")

@@ -24,24 +24,7 @@ import flows
 
 PORTRAIT = (24, 16)
 PHOTOS = sorted(Path(dreambooth_jax.__file__).parent.glob("assets/subject/*.png"))
-SHORT = {
-    "stages": ("base",),
-    "resolution": PORTRAIT,
-    "subject__identifier": "zib",
-    "upscaler__num_steps": None,
-    "upscaler__batch_size": None,
-    "prior__num_images": 2,
-    "adapt__name": "lora",
-    "adapt__rank": 2,
-    "train__num_steps": 3,
-    "train__sample_every": 0,
-    "train__checkpoint_every": 2,
-    "train__remat": "blocks",
-    "optim__learning_rate": 1e-2,
-    "sampler__name": "ddim",
-    "sampler__num_steps": 3,
-    "sampler__guidance_scale": 4.0,
-}
+SHORT = flows.SHORT | {"resolution": PORTRAIT, "sampler__guidance_scale": 4.0}
 
 
 @pytest.fixture(scope="module")

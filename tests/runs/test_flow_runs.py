@@ -15,30 +15,15 @@ pytest.importorskip("peft", reason="loads the LoRA file: extra `parity`")
 pytest.importorskip("diffusers", reason="compares with diffusers: extra `parity`")
 import flows
 
-SHORT = {
-    "stages": ("base",),
-    "resolution": 16,
-    "subject__identifier": "zib",
-    "upscaler__num_steps": None,
-    "upscaler__batch_size": None,
-    "prior__num_images": 2,
-    "adapt__name": "lora",
-    "adapt__rank": 2,
-    "train__num_steps": 3,
-    "train__sample_every": 0,
-    "train__checkpoint_every": 2,
-    "train__remat": "blocks",
-    "optim__learning_rate": 1e-2,
-    "sampler__name": "ddim",
-    "sampler__num_steps": 3,
-}
 SCALES = {"sd3": 4.0, "flux dev": 3.5}
 
 
 @pytest.mark.parametrize("variant", list(SCALES))
 def test_the_main_command(variant, tmp_path):
     model, scale = flows.make(tmp_path / "model", variant), SCALES[variant]
-    c = commands.config({"base": model, "upscaler": ""}, **SHORT, sampler__guidance_scale=scale)
+    c = commands.config(
+        {"base": model, "upscaler": ""}, **flows.SHORT, sampler__guidance_scale=scale
+    )
     folder = tmp_path / "run"
     assert commands.run_here(c, folder).is_file()
     assert all(np.isfinite(line["base/loss"]) for line in commands.lines(folder, "base"))

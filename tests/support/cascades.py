@@ -51,6 +51,13 @@ UNET = {
     "act_fn": "gelu",
     "norm_num_groups": 8,
 }
+# One level and two heads: half of what `UNET` takes to trace and compile.
+ONE_LEVEL = {
+    "block_out_channels": [16],
+    "down_block_types": ["SimpleCrossAttnDownBlock2D"],
+    "up_block_types": ["SimpleCrossAttnUpBlock2D"],
+    "attention_head_dim": 8,
+}
 UPSCALER = UNET | {
     "sample_size": 16,
     "in_channels": 6,

@@ -34,16 +34,7 @@ REPOSITORY = Path(__file__).parents[2]
 XLA_FLAGS = os.environ["XLA_FLAGS"]  # of tests/conftest.py
 # All 8 devices; batches and weights are split, the small leaves of these models as well.
 MESH = {"mesh__data": 4, "mesh__fsdp": 2, "sharding__min_bytes": 0}
-# One block and one layer: half of what `cascades.UNET` takes to trace and compile.
-_SMALL = {
-    "unet": {
-        "block_out_channels": [16],
-        "down_block_types": ["SimpleCrossAttnDownBlock2D"],
-        "up_block_types": ["SimpleCrossAttnUpBlock2D"],
-        "attention_head_dim": 8,  # two heads
-    },
-    "text_encoder": {"num_layers": 1},
-}
+_SMALL = {"unet": cascades.ONE_LEVEL, "text_encoder": {"num_layers": 1}}
 STEPS = {"base": 6, "upscaler": 4}
 _SHORT = {
     "prior.num_images": 6,

@@ -58,6 +58,25 @@ VAE = latents.VAE | {
     "use_post_quant_conv": False,
 }
 
+# A short run of the main command by LoRA, in `commands.config`'s words.
+SHORT = {
+    "stages": ("base",),
+    "resolution": 16,
+    "subject__identifier": "zib",
+    "upscaler__num_steps": None,
+    "upscaler__batch_size": None,
+    "prior__num_images": 2,
+    "adapt__name": "lora",
+    "adapt__rank": 2,
+    "train__num_steps": 3,
+    "train__sample_every": 0,
+    "train__checkpoint_every": 2,
+    "train__remat": "blocks",
+    "optim__learning_rate": 1e-2,
+    "sampler__name": "ddim",
+    "sampler__num_steps": 3,
+}
+
 
 def _clip(kind: str, folder: Path, number: int, **changed: Any) -> tuple[Any, Any]:
     config = transformers.CLIPTextConfig(**latents.CLIP | changed)
