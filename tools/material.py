@@ -134,7 +134,7 @@ def trimmed(image: Image.Image, pixels: int = PIXELS) -> np.ndarray:
     return square
 
 
-def mended(light: np.ndarray) -> np.ndarray:
+def filled_in(light: np.ndarray) -> np.ndarray:
     """Return linear light float32 [H,W,3] with broken pixels filled in from their neighbours.
 
     Around lamps and suns the panoramas hold NaN, infinite, negative (ringing of a resampling
@@ -167,7 +167,7 @@ def read_panorama(data: bytes, panorama: Panorama) -> np.ndarray:
         file.write_bytes(base64.b64decode(encoded))
         with OpenEXR.File(str(file)) as exr:
             light = np.array(exr.channels()["RGB"].pixels, np.float32)
-    light = mended(light)
+    light = filled_in(light)
     band = light[64:192].mean(-1)  # ±45° around the horizon: the rest is hardly ever seen
     exposure = 0.22 / np.exp(np.log(np.clip(band, 1e-4, None)).mean())
     return light * np.float32(exposure * panorama.exposure) * np.float32(panorama.tint)

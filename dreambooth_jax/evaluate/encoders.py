@@ -126,7 +126,7 @@ def at_hand(sources: Mapping[str, Source]) -> list[str]:
             continue
         try:
             KINDS[name].find(dataclasses.replace(source, offline=True))
-        except (ModuleNotFoundError, FileNotFoundError, ValueError):  # it is not at hand
+        except (ModuleNotFoundError, FileNotFoundError, ValueError):  # no weights here
             continue
         found.append(name)
     return found

@@ -112,7 +112,7 @@ def state(folder: Path) -> State:
         told = None
     try:
         claim = lock.holder(folder)
-    except (OSError, untrusted.FileError):  # damaged: nobody is known to work there
+    except (OSError, untrusted.FileError):  # damaged: the process is unknown
         claim = None
     known = State("new") if told is None else _told(told)
     if claim is not None:

@@ -199,13 +199,13 @@ def test_trimmed_fills_the_square_and_premultiplies():
     assert (out[..., :3] <= out[..., 3:]).all()
 
 
-def test_mended_replaces_only_broken_pixels():
+def test_filling_in_replaces_only_broken_pixels():
     light = np.full((6, 8, 3), 0.5, np.float32)
     broken = {(1, 1): np.nan, (2, 5): np.inf, (4, 4): -3.0}
     for place, value in broken.items():
         light[place] = value
     light[4, 5] = (0, 0, 11_800)  # the sun of the park
-    np.testing.assert_allclose(material_module.mended(light), 0.5, rtol=1e-5)
+    np.testing.assert_allclose(material_module.filled_in(light), 0.5, rtol=1e-5)
 
 
 def test_view_looks_where_it_is_told():

@@ -27,7 +27,7 @@ def check(plan: Plan) -> None:
         upload.check(plan.export.push_to_hub, private=plan.export.private)
     except upload.UploadError as error:
         raise upload.UploadError(
-            f"{error} Nothing is drawn or trained yet: mend that, or leave the setting out and "
+            f"{error} Nothing is drawn or trained yet: correct that, or leave the setting out and "
             "send the export later with `dreambooth-jax push`."
         ) from error
 
