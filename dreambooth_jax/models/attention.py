@@ -124,10 +124,9 @@ def _on_each(
 
     XLA cannot split kernels and loops. The last axis of the mesh shares heads, the others rows.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size <= 1:
+    if target.is_one_device():
         return form(q, k, v, *bias)
-    *first, last = mesh.axis_names
+    *first, last = jax.sharding.get_abstract_mesh().axis_names
     rows, heads = tuple(first), last if q.shape[2] % target.parts()[1] == 0 else None
     own = P(rows, None, heads)
     of_bias = [

@@ -89,8 +89,13 @@ def cudnn(q: Array, k: Array, v: Array, bias: Array | None, *, scale: float) -> 
     def even(q: Array, k: Array, v: Array, queries: int, keys: int) -> Array:
         lengths: dict[str, Any] = {}
         if any(more):
+            # Made of q, for jax.vmap: jax wants lengths of as many rows as it then has queries.
+            some = q[:, 0, 0, 0]
             of_each = {"query_seq_lengths": queries, "key_value_seq_lengths": keys}
-            lengths = {name: jnp.full(len(q), n, jnp.int32) for name, n in of_each.items()}
+            lengths = {
+                name: jnp.where(some == some, n, n).astype(jnp.int32)  # also where it is NaN
+                for name, n in of_each.items()
+            }
         return jax.nn.dot_product_attention(
             q, k, v, bias=bias, scale=scale, implementation="cudnn", **lengths
         )

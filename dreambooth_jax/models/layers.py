@@ -121,7 +121,7 @@ def whole(x: Array) -> Array:
     For what layers hand on to each other: how a mesh splits their weights ends there, and is not
     for the compiler to carry on. Nothing is said of the rows, the first axis.
     """
-    if jax.sharding.get_abstract_mesh().size <= 1:
+    if target.is_one_device():
         return x
     rest = (None,) * (x.ndim - 1)
     return jax.lax.with_sharding_constraint(x, P(P.UNCONSTRAINED, *rest))

@@ -30,7 +30,15 @@ def capability() -> float:
     return float(next(told, "") or 0.0)
 
 
+def is_one_device() -> bool:
+    """Returns True where the program, or the part of `jax.shard_map` in it, is one device's own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.size <= 1 or mesh.are_all_axes_manual
+
+
 def parts() -> tuple[int, int]:
     """Returns the number of devices that share rows, and that share heads and channels."""
+    if is_one_device():
+        return 1, 1
     sizes = jax.sharding.get_abstract_mesh().axis_sizes
-    return (math.prod(sizes[:-1]), sizes[-1]) if sizes else (1, 1)
+    return math.prod(sizes[:-1]), sizes[-1]

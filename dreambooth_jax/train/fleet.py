@@ -23,8 +23,27 @@ from dreambooth_jax.train.step import Recipe, TrainState, initial_state, train_s
 
 def mesh_of(devices: Sequence[Any], *, subjects: int) -> Mesh:
     """A mesh whose `data` axis has as many devices as divide the subjects evenly."""
-    count = max(n for n in range(1, len(devices) + 1) if subjects % n == 0)
+    count = _shared(subjects, len(devices))
     return sharding.make_mesh(data=count, fsdp=1, tensor=1, devices=devices[:count])
+
+
+def places(count: int, *, at_once: int, devices: int) -> int:
+    """The number of subjects of one program, at most `at_once`, for all rounds of `count`.
+
+    One size, so that it is compiled once; that with which a device has the fewest subjects to
+    train, those that fill up the last round included, and of these sizes the fewest rounds.
+    """
+
+    def cost(size: int) -> tuple[int, int, int]:
+        turns = -(-count // size)
+        return turns * (size // _shared(size, devices)), turns, size
+
+    return min(range(min(count, at_once // 2 + 1), at_once + 1), key=cost)
+
+
+def _shared(subjects: int, devices: int) -> int:
+    """The most devices that divide the subjects evenly."""
+    return max(n for n in range(1, devices + 1) if subjects % n == 0)
 
 
 def rounds(count: int, *, at_once: int) -> list[list[int]]:
@@ -78,15 +97,20 @@ def compiled(
     """
     one = functools.partial(train_step, stage=stage, recipe=recipe, adapter=adapter, tx=tx)
 
-    def step(states: Any, weights: Any, own: Any, batches: Any) -> Any:
+    def own_subjects(states: Any, weights: Any, own: Any, batches: Any) -> Any:
         def each(state: Any, own: Any, batch: Any) -> Any:
             return one(state, {"weights": weights, **own}, batch)
 
         return jax.vmap(each)(states, own, batches)
 
+    # By hand: XLA cannot split kernels of attention, and no subject needs another device's.
+    parts = (P("data"), P(), P("data"), P("data"))
+    step = jax.shard_map(
+        own_subjects, mesh=mesh, in_specs=parts, out_specs=P("data"), check_vma=False
+    )
     split, whole = NamedSharding(mesh, P("data")), sharding.replicated(mesh)
     return jax.jit(
-        step,
+        sharding.traced_for(mesh, step),
         in_shardings=(split, whole, split, split),
         out_shardings=(split, split),
         donate_argnums=0,

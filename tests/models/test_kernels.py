@@ -100,6 +100,23 @@ def test_a_bias_compiles_with_its_gradient(device, shape, bias):
     check(mesh, shape, jnp.bfloat16, kernel=kernel, bias=bias)
 
 
+@pytest.mark.parametrize("name", ["SD 1.5 at 64²", "SD 1.5 at 64², text", "text of 333"])
+@pytest.mark.parametrize("device", ["v5e:1x1", "h100"])
+def test_many_subjects_have_the_kernel_too(device, name):
+    mesh = targets.mesh_of(device)
+    _, queries, keys, heads, size = SHAPES[name]
+    on = partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16, sharding=sharding.replicated(mesh))
+    q, k = (on((3, 2, length, heads, size)) for length in (queries, keys))
+
+    def total(q, k, v):
+        return jax.vmap(attention.attention)(q, k, v).astype(jnp.float32).sum()
+
+    slopes = jax.jit(sharding.traced_for(mesh, jax.grad(total, argnums=(0, 1, 2))))
+    text = slopes.trace(q, k, k).lower().compile().as_text()
+    kernel = "v5e" not in device or (queries >= 1024 and keys >= 512)
+    assert (KERNEL[mesh.abstract_mesh.abstract_device.platform] in text) == kernel
+
+
 @pytest.mark.parametrize("name", ["SD 1.5 at 64²", "text and image", "SD 1.5 at 64², text"])
 def test_wide_numbers_have_no_kernel_of_nvidia_s_and_no_whole_scores_either(name):
     check(targets.mesh_of("h100"), SHAPES[name], jnp.float32, kernel=False)

@@ -14,6 +14,7 @@ from dreambooth_jax.data import subject_table
 from dreambooth_jax.experiment.modes.fleet import config_of
 from dreambooth_jax.experiment.modes.table import MODES
 from dreambooth_jax.experiment.parts import class_images, loading
+from dreambooth_jax.experiment.parts.drawing import Painter
 
 LORA = {
     "stages": ("base",),
@@ -26,7 +27,7 @@ LORA = {
     "optim__learning_rate": 3e-3,
     "optim__warmup_steps": 0,
 }
-WORDS = {"red": "zib", "blue": "kep"}
+WORDS = {"red": "zib", "blue": "kep", "navy": "kep"}
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +55,20 @@ def fleet(cascade, table, folder, **changed):
     return json.loads(commands.here(MODES["fleet"].function, c, folder).read_text())["subjects"]
 
 
-def test_each_is_as_trained_alone_and_a_broken_folder_stops_its_subject_only(cascade, tmp_path):
+def test_each_is_as_trained_alone_and_a_broken_folder_stops_its_subject_only(
+    cascade, tmp_path, monkeypatch
+):
     photos(tmp_path / "photos" / "red", (200, 40, 40))
     photos(tmp_path / "photos" / "blue", (40, 40, 200))
+    photos(tmp_path / "photos" / "navy", (20, 20, 120))
+    grids = []
+
+    def draw(self, *args, **others):
+        grids.append((self.words[0].identifier, others["label"]))
+        return drawing(self, *args, **others)
+
+    drawing = Painter.draw
+    monkeypatch.setattr(Painter, "draw", draw)
     (tmp_path / "photos" / "none").mkdir()
     table = tmp_path / "fleet.csv"
     rows = ["name,images,class_noun,identifier", "broken,photos/none,dog,tox"]
@@ -65,9 +77,13 @@ def test_each_is_as_trained_alone_and_a_broken_folder_stops_its_subject_only(cas
     told = fleet(cascade, table, tmp_path / "fleet")
     assert told["broken"]["state"] == "failed"
     assert "none" in told["broken"]["reason"]
-    assert [told[name]["state"] for name in WORDS] == ["finished"] * 2
+    assert [told[name]["state"] for name in WORDS] == ["finished"] * 3
     drawn = list((tmp_path / "fleet" / "prior").rglob("manifest.json"))
     assert len(drawn) == 1  # of the one class noun, once
+    # The untouched model's pictures once for each word, the others of each subject.
+    expected = [("zib", "before"), ("zib", "after"), ("kep", "before"), *[("kep", "after")] * 2]
+    assert grids == [(word, f"grid {label}") for word, label in expected]
+    monkeypatch.setattr(Painter, "draw", drawing)
 
     for name, word in WORDS.items():
         alone = tmp_path / f"alone_{name}"
@@ -92,6 +108,11 @@ def test_each_is_as_trained_alone_and_a_broken_folder_stops_its_subject_only(cas
         assert {file.name for file in alone.iterdir()} - {"prior"} == {
             file.name for file in here.iterdir()
         }
+        pictures = [sorted((x / "samples" / "before").iterdir()) for x in (alone, here)]
+        assert pictures[0]
+        assert [x.name for x in pictures[0]] == [x.name for x in pictures[1]]
+        for one, other in zip(*pictures, strict=True):
+            assert one.read_bytes() == other.read_bytes()
 
     # Started again, what is finished stays.
     before = (tmp_path / "fleet" / "red" / "report.html").stat().st_mtime_ns

@@ -86,6 +86,24 @@ def test_rounds_are_nearly_equal_and_hold_each_once(count, at_once, sizes):
 
 
 @pytest.mark.parametrize(
+    ("count", "at_once", "devices", "expected"),
+    [
+        (15, 8, 1, 5),  # three rounds of 5: with 8 one place of 16 is trained for nothing
+        (15, 8, 8, 8),  # two rounds of one subject a device
+        (13, 8, 1, 7),
+        (7, 8, 4, 8),  # two a device; 7 would be one device's
+        (2, 8, 1, 2),
+        (4, 4, 1, 4),
+        (1, 1, 8, 1),
+    ],
+)
+def test_all_rounds_are_of_one_size_with_the_fewest_places_in_vain(
+    count, at_once, devices, expected
+):
+    assert fleet.places(count, at_once=at_once, devices=devices) == expected
+
+
+@pytest.mark.parametrize(
     ("subjects", "devices", "used"), [(8, 8, 8), (6, 8, 6), (7, 4, 1), (6, 4, 3)]
 )
 def test_as_many_devices_share_the_subjects_as_divide_them(subjects, devices, used):

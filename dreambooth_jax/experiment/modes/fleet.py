@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from dreambooth_jax import adapt, files, report, train
+from dreambooth_jax import adapt, files, hosts, report, train
 from dreambooth_jax import config as configs
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.config import ConfigDict
@@ -178,8 +178,9 @@ def _learn(
             reasons = fleet.train_stage(kind, members, stop, at_once=plan.fleet.at_once)
             told |= {name: {"state": "failed", "reason": x} for name, x in reasons.items()}
             members = [each for each in members if each.name not in reasons]
-    for member in members:
+    for k, member in enumerate(members):
         name = member.name
+        _give_pictures(member, members[:k])
         finish = functools.partial(one_run.run, settings[name], folder / name, opened=opened)
         if attempt(name, finish):
             told[name] = {"state": "finished", "report": f"{name}/report.html"}
@@ -231,6 +232,26 @@ def _prepared(name: str, read: _Read, opened: Opened, stop: GracefulStop) -> fle
     painter = Painter(plan, model, words, workdir, captions, samplers=opened.samplers)
     classes = read.classes or class_images.drawn(plan, model, words, painter, workdir, stop)
     return fleet.Member(name, plan, workdir, model, read.cast, classes, painter)
+
+
+def _give_pictures(member: fleet.Member, before: Sequence[fleet.Member]) -> None:
+    """Copies what the untouched base draws from a subject with the same noun and word.
+
+    Not for new tokens, which differ, nor where a tracker waits for the pictures.
+    """
+    plan, own = member.plan, member.workdir.samples / "before"
+    alike = [
+        other.workdir.samples / "before"
+        for other in before
+        if other.painter.words == member.painter.words
+    ]
+    if not alike or adapt.makes_words(plan.adapt) or {*plan.log.to} - {"jsonl"}:
+        return
+    if jax.process_index() == 0 and alike[0].is_dir() and not own.exists():
+        own.mkdir(parents=True)
+        for picture in alike[0].iterdir():
+            (own / picture.name).write_bytes(picture.read_bytes())
+    hosts.meet(f"the pictures before training of {member.name}")
 
 
 def _tell(folder: Path, told: Mapping[str, Mapping[str, Any]]) -> Path:

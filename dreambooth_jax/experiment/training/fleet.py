@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from dreambooth_jax import checkpoint, optim, sharding, train, tree
 from dreambooth_jax.config import Plan, StageSettings
@@ -51,6 +52,18 @@ class _Learner:
     ]  # what `fleet.compiled` takes: stage, recipe, adapter, optimizer
 
 
+class _Program(NamedTuple):
+    """The step of a number of subjects, for all rounds of as many or fewer."""
+
+    step: Any  # jitted, see `fleet.compiled`
+    mesh: Mesh
+    places: int
+
+    def stacked(self, trees: Sequence[Any]) -> Any:
+        """Trees of a round's subjects as one; places that are left have the first one's again."""
+        return fleet.stacked([*trees, *[trees[0]] * (self.places - len(trees))], self.mesh)
+
+
 def train_stage(
     kind: str, members: Sequence[Member], stop: GracefulStop, *, at_once: int
 ) -> dict[str, str]:
@@ -64,10 +77,17 @@ def train_stage(
     learners = [_learner(kind, member) for member in members]
     left = [each for each in learners if each.step < each.own.train.num_steps]
     failed: dict[str, str] = {}
+    programs: dict[int, _Program] = {}
     for step in sorted({each.step for each in left}):
         group = [each for each in left if each.step == step]
-        for chosen in fleet.rounds(len(group), at_once=at_once):
-            failed |= _train([group[k] for k in chosen], stop)
+        devices = group[0].member.model.mesh.devices.flat[:].tolist()
+        places = fleet.places(len(group), at_once=at_once, devices=len(devices))
+        if places not in programs:
+            mesh = fleet.mesh_of(devices, subjects=places)
+            made = fleet.compiled(*group[0].program, mesh=mesh)
+            programs[places] = _Program(made, mesh, places)
+        for chosen in fleet.rounds(len(group), at_once=places):
+            failed |= _train([group[k] for k in chosen], programs[places], stop)
     for each in learners:
         each.checkpoints.close()
     return failed
@@ -106,11 +126,10 @@ def _learner(kind: str, member: Member) -> _Learner:
     )
 
 
-def _train(group: Sequence[_Learner], stop: GracefulStop) -> dict[str, str]:
+def _train(group: Sequence[_Learner], shared: _Program, stop: GracefulStop) -> dict[str, str]:
     """One round: the subjects of `group`, which all are at the same step."""
-    first = group[0]
+    first, mesh = group[0], shared.mesh
     pace, kind = first.own.train, first.own.kind
-    mesh = fleet.mesh_of(first.member.model.mesh.devices.flat[:].tolist(), subjects=len(group))
     logging.info(
         "%s: %d subjects in one program on %d device(s), %d leaves and %s parameters of each: %s.",
         kind,
@@ -120,15 +139,14 @@ def _train(group: Sequence[_Learner], stop: GracefulStop) -> dict[str, str]:
         f"{tree.count(first.state.trainable):,}",
         ", ".join(each.member.name for each in group),
     )
-    step = fleet.compiled(*first.program, mesh=mesh)
-    states = fleet.stacked([each.state for each in group], mesh)
+    states = shared.stacked([each.state for each in group])
     weights = jax.device_put(first.weights, sharding.replicated(mesh))
-    beside = fleet.stacked([each.beside for each in group], mesh)
+    beside = shared.stacked([each.beside for each in group])
     pending: list[Any] = []
     with progress(pace.num_steps, f"{kind} × {len(group)}", "step", initial=first.step) as update:
         for done in range(first.step + 1, pace.num_steps + 1):
-            batch = fleet.stacked([each.batch_at(done - 1) for each in group], mesh)
-            states, metrics = step(states, weights, beside, batch)
+            batch = shared.stacked([each.batch_at(done - 1) for each in group])
+            states, metrics = shared.step(states, weights, beside, batch)
             pending.append(metrics)
             last = done == pace.num_steps
             asked = stop.agreed()
@@ -144,7 +162,7 @@ def _train(group: Sequence[_Learner], stop: GracefulStop) -> dict[str, str]:
                     "same command to resume.",
                     exit_code=stop.exit_code,
                 )
-    bad = np.asarray(states.bad_steps)
+    bad = np.asarray(states.bad_steps)[: len(group)]
     return {
         each.member.name: f"{kind}: the last {int(count)} steps had a loss that is not finite. Use "
         "a lower optim.learning_rate."
