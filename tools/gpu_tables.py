@@ -8,15 +8,18 @@ command with --mode=precompile, in a process of its own; what is there is not co
 """
 
 import tpu_tables
-from tpu_tables import BLOCKS, DRAW, EIGHT, LORA, SD, SDXL
+from tpu_tables import BLOCKS, DRAW, EIGHT, HALF, INT8, LORA, SD, SDXL
 
 CARDS = ("h100", "a100-40gb", "l4", "rtx4090", "rtx3090")
 KINDS = {  # configuration, architecture, what differs; 2 rows
     "sd15 full": (SD, "sd15", ()),
     "sd15 full, 8-bit": (SD, "sd15", (EIGHT,)),
     "sd15 LoRA": (SD, "sd15", (LORA,)),
+    "sd15 LoRA, bfloat16": (SD, "sd15", (LORA, HALF)),
+    "sd15 LoRA, int8": (SD, "sd15", (LORA, INT8)),
     "sd15 drawing, 8 images": (SD, "sd15", (DRAW,)),
-    "sdxl LoRA, remat blocks": (SDXL, "sdxl", (LORA, BLOCKS)),
+    "sdxl LoRA, bfloat16, remat blocks": (SDXL, "sdxl", (LORA, BLOCKS, HALF)),
+    "sdxl LoRA, int8, remat blocks": (SDXL, "sdxl", (LORA, BLOCKS, INT8)),
     "sdxl full, 8-bit, remat blocks": (SDXL, "sdxl", (EIGHT, BLOCKS)),
 }
 ROWS: dict[str, tpu_tables.Row] = {

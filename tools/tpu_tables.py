@@ -30,6 +30,8 @@ SD, SDXL, IF = "stable_diffusion.py:sd15", "sdxl.py", "deepfloyd_if.py"
 EIGHT, BF16 = "optim.name=adamw8bit", "optim.name=adamw_bf16"
 NONE, BLOCKS, LORA = "train.remat=none", "train.remat=blocks", "adapt.name=lora"
 DRAW = "precompile.programs=('sample',)"
+FLEET = "precompile.programs=('fleet',)"
+HALF, INT8 = "adapt.frozen_dtype=bfloat16", "adapt.frozen_dtype=int8"  # float32 without
 # Name -> configuration, architecture, slice, what differs. Rows are of all devices together.
 Row = tuple[str, str, str, tuple[str, ...]]
 ROWS: dict[str, Row] = {
@@ -44,6 +46,9 @@ ROWS: dict[str, Row] = {
         ("train.batch_size=8", EIGHT, BLOCKS),
     ),
     "sd15 LoRA, 2 rows": (SD, "sd15", "v5e:1x1", (LORA,)),
+    "sd15 LoRA, bfloat16, 2 rows": (SD, "sd15", "v5e:1x1", (LORA, HALF)),
+    "sd15 LoRA, int8, 2 rows": (SD, "sd15", "v5e:1x1", (LORA, INT8)),
+    "sd15 LoRA, fleet of 8 x 2 rows, bfloat16": (SD, "sd15", "v5e:1x1", (LORA, HALF, FLEET)),
     "sd15 LoRA, 8 rows": (SD, "sd15", "v5e:1x1", (LORA, "train.batch_size=8")),
     "sd15 full, 2 rows, v4": (SD, "sd15", "v4:1x1x1", ()),
     "sd15 full, 2 rows, v5p": (SD, "sd15", "v5p:1x1x1", ()),
@@ -55,6 +60,8 @@ ROWS: dict[str, Row] = {
     "sdxl drawing, 4 images": (SDXL, "sdxl", "v5e:1x1", (DRAW,)),
     "if_xl drawing, fsdp 4, 8 images, v5p-8": (IF, "if_xl", "v5p:2x2x1", ("mesh.fsdp=4", DRAW)),
     "sdxl LoRA, 2 rows": (SDXL, "sdxl", "v5e:1x1", (LORA, BLOCKS)),
+    "sdxl LoRA, bfloat16, 2 rows": (SDXL, "sdxl", "v5e:1x1", (LORA, BLOCKS, HALF)),
+    "sdxl LoRA, int8, 2 rows": (SDXL, "sdxl", "v5e:1x1", (LORA, BLOCKS, INT8)),
     "sdxl full, fsdp 4, 4 rows": (
         SDXL,
         "sdxl",
@@ -78,7 +85,7 @@ def flags(folder: Path, row: Row) -> list[str]:
         f"base_model={folder / 'architectures' / architecture}",
         *(["upscaler_model=", "stages=('base',)"] if config == IF else []),
         f"precompile.topology={topology}",
-        *([] if DRAW in changed else ["precompile.programs=('train',)"]),
+        *([] if {DRAW, FLEET} & {*changed} else ["precompile.programs=('train',)"]),
         *changed,
     ]
     return [f"--config=configs/{config}", *(f"--config.{setting}" for setting in told)]

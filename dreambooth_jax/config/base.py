@@ -216,7 +216,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "edit.local_blend": ("none", "word", "difference"),
     "prior.kind": ("images", "prediction"),
     "train.remat": tuple(REMAT),
-    "precompile.programs": ("sample", "train"),
+    "precompile.programs": ("sample", "train", "fleet"),
     "adapt.name": tuple(ADAPTERS),
     "adapt.then": tuple(THEN),
     "adapt.frozen_dtype": FROZEN_DTYPES,

@@ -100,7 +100,8 @@ def _files(c: ConfigDict) -> None:
     # h100:8, a100-40gb, a100-80gb, h200, b200, l4, l40s, rtx3090, rtx4090, rtx5090
     c.precompile.topology = "v5e:2x2"  # of the accelerators
     c.precompile.num_slices = 1  # of these chips, or computers, with a slower network between them
-    c.precompile.programs = ("sample", "train")  # drawing class images, the train step
+    # "sample": drawing class images; "train": the step; "fleet": that of fleet.at_once subjects
+    c.precompile.programs = ("sample", "train")  # what is compiled
     c.export = ConfigDict()
     c.export.dtype = "float16"  # of the exported weights: "float16", "bfloat16", "float32"
     c.export.single_file = False  # Stable Diffusion: one file for A1111 and ComfyUI as well

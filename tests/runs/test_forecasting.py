@@ -97,6 +97,35 @@ def test_drawing_is_forecast_for_both_stages(without_weights):
         )  # and what enlarges pictures
 
 
+def test_a_fleet_s_step_is_that_of_each_subject_beside_one_base(without_weights, tmp_path):
+    settings = LORA | {"fleet__at_once": 6, "stages": ("base",), "train__batch_size": 2}
+    c = commands.config(without_weights, **settings)
+    plan = configs.resolve(c)
+    opened = {
+        "base": families.open_stage(str(without_weights["base"]), kind="base", shapes_only=True)
+    }
+    on = {n: sharding.make_mesh(data=n, devices=jax.devices()[:n]) for n in (1, 2)}
+    made = {
+        what: forecasting.PROGRAMS[what](plan, "base", opened, on[n])
+        for what, n in (("train", 1), ("fleet", 2))
+    }
+    name, program, args = made["fleet"]
+    assert name == "base: fleet, 3 x 2 row(s)"
+    states, weights, *own = args
+    for leaf in jax.tree.leaves([states, own]):
+        assert leaf.shape[0] == 6
+        assert leaf.sharding.shard_shape(leaf.shape)[0] == 3
+    for leaf in jax.tree.leaves(weights):
+        assert leaf.sharding.is_fully_replicated
+    assert tree.nbytes(weights) >= unet_bytes(without_weights["base"], "base")
+    alone = flops.count(made["train"][1].trace(*made["train"][2]).jaxpr)
+    assert flops.count(program.trace(*args).jaxpr) == pytest.approx(6 * alone, rel=1e-6)
+
+    c.adapt.name, c.precompile.programs = "full", ("fleet",)
+    with pytest.raises(ValueError, match=r"--config\.adapt\.name=lora or textual_inversion"):
+        commands.here(forecasting.forecast, c, tmp_path)
+
+
 def one_prediction(stage, c):
     """The network once, for the two pictures of a batch."""
     x = np.zeros((2, *stage.sample_shape), np.float32)

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from dreambooth_jax import adapt, files, generate, optim, precompile, sharding, tree
 from dreambooth_jax import config as configs
-from dreambooth_jax import files, generate, precompile, sharding, tree
 from dreambooth_jax.config import ConfigDict, Plan
 from dreambooth_jax.experiment.parts import holding
 from dreambooth_jax.experiment.parts import loading as setup
@@ -20,7 +21,7 @@ from dreambooth_jax.experiment.parts.model import settings_of
 from dreambooth_jax.experiment.training import memory as budget
 from dreambooth_jax.experiment.training import shapes
 from dreambooth_jax.pipeline import Stage
-from dreambooth_jax.train import memory
+from dreambooth_jax.train import fleet, memory
 
 
 class DoesNotFit(ValueError):
@@ -40,6 +41,12 @@ def forecast(config: ConfigDict, folder: Path) -> Path:
       ValueError, OSError: what was found, expected, and what to do.
     """
     plan = configs.resolve(config)
+    if "fleet" in plan.precompile.programs and not adapt.keeps_base(plan.adapt):
+        raise ValueError(
+            f"adapt.name = {plan.adapt.name!r}: a fleet trains small leaves of many subjects "
+            "beside one base. Write --config.adapt.name=lora or textual_inversion, or leave "
+            "'fleet' out of precompile.programs."
+        )
     jax.config.update("jax_platforms", "cpu")  # nothing is to run, whatever is in this computer
     c = plan.precompile
     devices = precompile.topology(c.topology, num_slices=c.num_slices)
@@ -76,7 +83,7 @@ def _beside(plan: Plan, what: str, stage: Stage, mesh: Mesh) -> float:
     """Bytes on each device, while a stage trains, of the VAE that draws its prompt grids."""
     weights = _weights(plan, stage, mesh)
     coder = {path: leaf for path, leaf in weights.items() if stage.is_codec(path)}
-    return memory.per_device(coder) if what == "train" else 0.0
+    return 0.0 if what == "sample" else memory.per_device(coder)
 
 
 def _weights(plan: Plan, stage: Stage, mesh: Mesh) -> tree.Flat:
@@ -123,4 +130,33 @@ def _training(
     return f"{kind}: train step, {rows} row(s)", step.run.step, step.args
 
 
-PROGRAMS = {"sample": _drawing, "train": _training}
+def _of_many(
+    plan: Plan, kind: str, stages: Mapping[str, Stage], mesh: Mesh
+) -> tuple[str, Any, tuple[Any, ...]]:
+    """The train step of `fleet.at_once` subjects, spread over the devices as --mode=fleet does."""
+    count, own, devices = plan.fleet.at_once, plan.stages[kind], mesh.devices.flat[:].tolist()
+    alone = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=devices[:1])
+    step = shapes.step_of(plan, kind, stages, alone)
+    over = fleet.mesh_of(devices, subjects=count)
+    split, whole = NamedSharding(over, P("data")), sharding.replicated(over)
+    tx = optim.make(
+        own.optim,
+        num_steps=own.train.num_steps,
+        phases=step.recipe.phases,
+        is_text=step.stage.is_text,
+    )
+
+    def stacked(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=split), tree
+        )
+
+    program = fleet.compiled(step.stage, step.recipe, step.adapter, tx, mesh=over)
+    beside = {name: part for name, part in step.frozen.items() if name != "weights"}
+    weights = shapes.on(whole, step.frozen["weights"])
+    args = (stacked(step.run.state), weights, stacked(beside), stacked(step.batch))
+    name = f"{kind}: fleet, {count // over.size} x {own.train.batch_size} row(s)"
+    return name, program, args
+
+
+PROGRAMS = {"sample": _drawing, "train": _training, "fleet": _of_many}
