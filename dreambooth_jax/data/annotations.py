@@ -9,7 +9,8 @@ import numpy as np
 
 from dreambooth_jax import untrusted
 from dreambooth_jax.data import cropping, images
-from dreambooth_jax.data.colour import WHITE, ImageError
+from dreambooth_jax.data.colour import ImageError
+from dreambooth_jax.data.images import Decoded
 
 CAPTION, MASK, LIST = ".txt", ".mask.png", "metadata.jsonl"
 CAPTIONS = (CAPTION, ".caption")
@@ -174,19 +175,19 @@ def read_mask(
     wanted: Wanted,
     *,
     size: int | images.Size = 64,
-    on_white: np.ndarray | None = None,
+    decoded: Decoded | None = None,
 ) -> np.ndarray | None:
     """The photo's mask as uint8 [H, W], upright, 255 where the subject is; None if none is wanted.
 
     size: a side, or height and width, whose shape the crop has.
-    on_white: the photo's pixels on white ground, where they are decoded already.
+    decoded: the photo, where it is decoded already.
 
     Raises:
       ImageError: there is none, it does not fit the photo, or shows nothing.
     """
     if wanted.masks == "none":
         return None
-    mask, name = painted_mask(photo, wanted.masks, on_white=on_white)
+    mask, name = painted_mask(photo, wanted.masks, decoded=decoded)
     thumbnail = images.thumbnail(size, 64)
     place = cropping.placed(wanted.crop, mask, thumbnail)
     if images.cover_mask(mask, thumbnail, crop=place).max() < 0.5:
@@ -197,21 +198,20 @@ def read_mask(
 
 
 def painted_mask(
-    photo: pathlib.Path, masks: str, *, on_white: np.ndarray | None = None
+    photo: pathlib.Path, masks: str, *, decoded: Decoded | None = None
 ) -> tuple[np.ndarray, str]:
     """A photo's mask uint8 [H, W], upright, not white all over, and its name in messages.
 
     masks: "files" or "alpha".
-    on_white: the photo's pixels on white ground, where they are decoded already.
+    decoded: the photo, where it is decoded already.
 
     Raises:
       ImageError: there is none, or it does not fit the photo.
     """
-    white = images.read(photo, background=WHITE) if on_white is None else on_white
+    decoded = images.decode(photo) if decoded is None else decoded
     if masks == "alpha":
-        # round((α·c + (255 − α)·b) / 255) for b = 255 and b = 0: they differ by 255 − α exactly.
-        mask = 255 - (white - images.read(photo, background=_BLACK))[..., 0]
-        if mask.min() == 255:
+        mask = decoded.alpha
+        if mask is None or mask.min() == 255:
             remedy = "save it as PNG without its background, or write --config.subject.masks=files"
             raise ImageError("nothing of it is transparent", remedy)
         name = "transparency"
@@ -228,9 +228,10 @@ def painted_mask(
         except (ImageError, OSError) as error:
             raise ImageError(f"{name}: {error}", "save it as a PNG in black and white") from error
         mask = np.rint(grey).astype(np.uint8)
-        if mask.shape != white.shape[:2]:
-            found, needed = (images.told(x.shape[:2]) for x in (mask, white))
-            turned = mask.shape == white.shape[1::-1]
+        upright = decoded.pixels.shape[:2]
+        if mask.shape != upright:
+            found, needed = (images.told(x) for x in (mask.shape[:2], upright))
+            turned = mask.shape == upright[::-1]
             remedy = "make it of the same size"
             if turned:
                 remedy = "the photo is stored turned (EXIF orientation): paint on the upright one"

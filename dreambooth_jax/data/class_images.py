@@ -2,14 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from dreambooth_jax.data import photos
 from dreambooth_jax.data.audit import Audit
 from dreambooth_jax.data.images import Size, sides
-from dreambooth_jax.data.photos import Photos
+from dreambooth_jax.data.photos import Cuts, Photos
 from dreambooth_jax.data.prior import Prior
 from dreambooth_jax.data.subject import Words
 
@@ -68,13 +66,10 @@ def drawn(made: Sequence[Prior], words: Words) -> ClassImages:
     )
 
 
-def of_audit(report: Audit, words: Words, **how: Any) -> ClassImages:
-    """The class images of a folder; one without a caption has the class prompt.
-
-    how: that of `photos.cut`; `max_photos` is how many at most.
-    """
+def of_audit(report: Audit, cuts: Cuts, words: Words) -> ClassImages:
+    """The class images of a folder; one without a caption has the class prompt."""
     named = {"class_noun": words.class_noun}
-    found = photos.cut(report, prompt=words.class_prompt, words=named, **how)
+    found = cuts.photos(report, prompt=words.class_prompt, words=named)
     return ClassImages(
         class_noun=words.class_noun,
         class_prompt=words.class_prompt,

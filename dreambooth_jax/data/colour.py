@@ -36,9 +36,13 @@ class ImageError(ValueError):
         self.remedy = remedy
 
 
-def to_rgb(image: Image.Image, *, background: RGB = WHITE) -> tuple[np.ndarray, list[Note]]:
-    """A loaded Pillow image as sRGB uint8 [H, W, 3], transparent parts composited on `background`,
-    and notes on all that was not plain 8-bit RGB; ImageError for pixels without an agreed white.
+def to_rgb(
+    image: Image.Image, *, background: RGB = WHITE
+) -> tuple[np.ndarray, np.ndarray | None, list[Note]]:
+    """A loaded Pillow image as sRGB uint8 [H, W, 3], transparent parts composited on `background`.
+
+    With it come its alpha uint8 [H, W], None where it has none, and notes on all that was not plain
+    8-bit RGB; ImageError for pixels without an agreed white.
     """
     notes: list[Note] = []
     profile = image.info.get("icc_profile")
@@ -59,7 +63,7 @@ def to_rgb(image: Image.Image, *, background: RGB = WHITE) -> tuple[np.ndarray, 
         name = "white" if tuple(background) == WHITE else f"colour {tuple(background)}"
         notes.append(Note("transparent", f"composited on {name}"))
         pixels = composite(pixels, alpha, background=background)
-    return pixels, notes
+    return pixels, alpha, notes
 
 
 def composite(pixels: np.ndarray, alpha: np.ndarray, *, background: RGB) -> np.ndarray:

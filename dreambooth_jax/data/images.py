@@ -7,7 +7,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Iterator
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, features
@@ -51,19 +51,28 @@ _AVIF_BRANDS = (b"avif", b"avis")
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF"}
 
 
+class Decoded(NamedTuple):
+    """A picture as it is used: upright sRGB uint8 [H, W, 3], and what the file had besides.
+
+    notes: on each correction that was made. alpha: upright uint8 [H, W], None where it has none.
+    """
+
+    pixels: np.ndarray
+    notes: tuple[Note, ...]
+    alpha: np.ndarray | None
+
+
 def read(path: str | os.PathLike[str], *, background: RGB = WHITE) -> np.ndarray:
     """A photo as upright sRGB uint8 [H, W, 3]; ImageError says why a file is none.
 
     All 8 EXIF orientations are turned, transparency is composited on `background`, 16-bit grey is
     scaled, colour profiles are converted, and of animations and MPO files the first picture counts.
     """
-    return decode(path, background=background)[0]
+    return decode(path, background=background).pixels
 
 
-def decode(
-    path: str | os.PathLike[str], *, background: RGB = WHITE
-) -> tuple[np.ndarray, tuple[Note, ...]]:
-    """Decodes as `read` does, with a note on each correction that was made."""
+def decode(path: str | os.PathLike[str], *, background: RGB = WHITE) -> Decoded:
+    """Decodes as `read` does, with notes on the corrections and the picture's transparency."""
     path = pathlib.Path(path)
     if path.suffix.lower() in _RAW_SUFFIXES:
         raise ImageError(f"camera raw file ({path.suffix})", "export it as JPEG or PNG")
@@ -135,8 +144,8 @@ def _unknown(head: bytes) -> ImageError:
     return ImageError("not an image", "move it out of the folder, or save it as JPEG")
 
 
-def _decode(image: ImageFile.ImageFile, background: RGB) -> tuple[np.ndarray, tuple[Note, ...]]:
-    """Pixels and notes of an opened image: first picture, upright, sRGB."""
+def _decode(image: ImageFile.ImageFile, background: RGB) -> Decoded:
+    """An opened image: its first picture, upright, sRGB."""
     notes = []
     if getattr(image, "is_animated", False):
         notes.append(Note(f"several pictures in one {image.format} file", "took the first"))
@@ -150,12 +159,14 @@ def _decode(image: ImageFile.ImageFile, background: RGB) -> tuple[np.ndarray, tu
     orientation = left if left in _UPRIGHT else found
     if orientation in _UPRIGHT:
         notes.append(Note(f"stored with EXIF orientation {orientation}", "turned upright"))
-    pixels, colour_notes = to_rgb(image, background=background)
+    pixels, alpha, colour_notes = to_rgb(image, background=background)
     if deep and not any(note.found.startswith("16-bit") for note in colour_notes):
         notes.append(Note("16-bit colour", "read with 8 bits"))
     if left is not None and left in _UPRIGHT:
-        pixels = np.asarray(Image.fromarray(pixels).transpose(_UPRIGHT[left]))
-    return np.ascontiguousarray(pixels), (*notes, *colour_notes)
+        turn = _UPRIGHT[left]
+        pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
+        alpha = None if alpha is None else np.asarray(Image.fromarray(alpha).transpose(turn))
+    return Decoded(np.ascontiguousarray(pixels), (*notes, *colour_notes), alpha)
 
 
 def _orientation(image: Image.Image) -> int | None:

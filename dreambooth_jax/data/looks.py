@@ -8,8 +8,8 @@ import numpy as np
 
 from dreambooth_jax.data import annotations, cropping, images
 from dreambooth_jax.data.annotations import Wanted
-from dreambooth_jax.data.colour import ImageError, Note
-from dreambooth_jax.data.images import Size
+from dreambooth_jax.data.colour import RGB, WHITE, ImageError, Note
+from dreambooth_jax.data.images import Decoded, Size
 
 BLANK, TWICE = "one colour", "kept; is it a copy?"  # notes that are warned of
 
@@ -74,25 +74,43 @@ def notes(pixels: np.ndarray, *, size: Size, wanted: Wanted) -> list[Note]:
     return found
 
 
-def masks(paths: Iterable[pathlib.Path]) -> set[pathlib.Path]:
-    """Returns the pictures in black and white alone beside a photo of their stem and size."""
-    stems = collections.defaultdict(list)
-    for path in paths:
-        if path.suffix.lower() in images.SUFFIXES:
-            stems[path.stem].append(path)
-    found: set[pathlib.Path] = set()
-    for same in stems.values():
-        seen = [(path, *_stark(path)) for path in same] if len(same) > 1 else []
-        photos = {shape for _, shape, stark in seen if not stark}
-        found |= {path for path, shape, stark in seen if stark and shape in photos}
-    return found
+class Masks:
+    """The pictures in black and white alone beside a photo of their stem and size."""
 
+    def __init__(self, paths: Iterable[pathlib.Path], *, background: RGB = WHITE) -> None:
+        self._background = background
+        self._stems = collections.defaultdict(list)
+        for path in paths:
+            if path.suffix.lower() in images.SUFFIXES:
+                self._stems[path.stem].append(path)
+        self._found: dict[str, set[pathlib.Path]] = {}
+        self._ahead: dict[pathlib.Path, Decoded] = {}
 
-def _stark(path: pathlib.Path) -> tuple[tuple[int, ...], bool]:
-    """The size of a picture, () of what is none, and whether all of it is black or white."""
-    try:
-        pixels, _ = images.decode(path)
-    except (ImageError, OSError, MemoryError):
-        return (), False
-    # 0 and 255 become 0 or 1 of 8 bits, everything else is larger.
-    return pixels.shape[:2], bool((pixels + np.uint8(1)).max() <= 1)
+    def __contains__(self, path: pathlib.Path) -> bool:
+        """Returns True for a mask; all pictures of a stem are decoded for the first of them."""
+        same = self._stems.get(path.stem, [])
+        if path not in same or len(same) < 2:
+            return False
+        if path.stem not in self._found:
+            stark = {one for one in same if self._is_stark(one)}
+            shapes = {one: self._ahead[one].pixels.shape for one in same if one in self._ahead}
+            photos = {shape for one, shape in shapes.items() if one not in stark}
+            found = {one for one in stark if shapes[one] in photos}
+            self._found[path.stem] = found
+            for one in found:
+                del self._ahead[one]
+        return path in self._found[path.stem]
+
+    def decode(self, path: pathlib.Path) -> Decoded:
+        """A picture that is no mask, as `images.decode` does; one decoded before is not again."""
+        known = self._ahead.pop(path, None)
+        return images.decode(path, background=self._background) if known is None else known
+
+    def _is_stark(self, path: pathlib.Path) -> bool:
+        """Returns True if all of a picture is black or white; keeps what it decodes."""
+        try:
+            self._ahead[path] = images.decode(path, background=self._background)
+        except (ImageError, OSError, MemoryError):
+            return False
+        # 0 and 255 become 0 or 1 of 8 bits, everything else is larger.
+        return bool((self._ahead[path].pixels + np.uint8(1)).max() <= 1)

@@ -1,6 +1,8 @@
 """Photos at the sizes of the stages: the same window at every size, with its prompt and mask."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -8,9 +10,9 @@ import numpy as np
 
 from dreambooth_jax import rng
 from dreambooth_jax.data import annotations, cropping, images
-from dreambooth_jax.data.audit import Audit, Finding, Photo
-from dreambooth_jax.data.colour import RGB, WHITE
+from dreambooth_jax.data.audit import Audit
 from dreambooth_jax.data.images import Size, sides
+from dreambooth_jax.data.inspection import Finding, Photo
 
 # A random crop shows at least 1/1.15 = 87 % of what the centre crop shows each way: the subject,
 # which people put near the middle, stays in the picture.
@@ -86,57 +88,80 @@ class Photos:
         return np.array(told, np.float32)
 
 
-def cut(
-    report: Audit,
-    *,
-    prompt: str,
-    words: Mapping[str, str],
-    sizes: Sequence[int | Size],
-    crops: int = 1,
-    seed: int = 0,
-    max_photos: int | None = None,
-    background: RGB = WHITE,
-) -> Photos:
-    """Cuts the photos that an audit kept, at each of `sizes`, from the original.
+class Cuts:
+    """Cuts photos at each of some sizes while an audit has them decoded: `add` is its `take`.
 
-    A size is a side, or height and width; where there are several, they have one shape. Where the
-    audit has several shapes, each photo is cut at its own, and not at `sizes`. A photo's prompt is
-    its caption, with `words` (`annotations.FIELDS`) put in, or `prompt`. Crops after the first are
-    at a random place and zoom that depend on (seed, photo name, k) alone; one that would show
-    nothing of the photo's mask is the first instead.
+    Crops after the first are at a random place and zoom that depend on (seed, photo name, k) alone;
+    one that would show nothing of the photo's mask is the first instead.
     """
-    wanted = [sides(size) for size in sizes]
-    if not wanted or min(map(min, wanted)) < 1:
-        raise ValueError(f"sizes is {sizes!r}; expected one or more sides in pixels, such as [64]")
-    if crops < 1:
-        raise ValueError(f"crops is {crops}; expected 1 (the centre) or more per photo")
-    report = _first(report, max_photos)
-    windows: list[Window] = []
-    pixels: dict[Size, list[np.ndarray]] = {}
-    masks: dict[Size, list[np.ndarray]] = {}
-    for photo in report.kept:
-        own = [photo.shape] if report.shapes and photo.shape else wanted
-        original = images.read(photo.path, background=background)  # one at a time: they are large
-        on_white = original if background == WHITE else None
-        mask = annotations.read_mask(photo.path, report.wanted, size=own[0], on_white=on_white)
+
+    def __init__(
+        self,
+        sizes: Sequence[int | Size] | None,
+        *,
+        crops: int = 1,
+        seed: int = 0,
+        crop: tuple[float, ...] = (),
+        max_photos: int | None = None,
+    ) -> None:
+        """Takes what decides the windows; ValueError for numbers that make no sense.
+
+        sizes: sides, or heights and widths of one shape; None is the shape that the audit gave a
+          photo, the nearest of several.
+        crop: the place of the first crop (`cropping.placed`).
+        max_photos: how many are cut at most, the first ones.
+        """
+        if sizes is not None and (not sizes or min(min(sides(size)) for size in sizes) < 1):
+            raise ValueError(
+                f"sizes is {sizes!r}; expected one or more sides in pixels, such as [64]"
+            )
+        if crops < 1:
+            raise ValueError(f"crops is {crops}; expected 1 (the centre) or more per photo")
+        if max_photos is not None and max_photos < 1:
+            raise ValueError(f"max_photos is {max_photos}; expected at least 1, or None for all")
+        self.sizes = None if sizes is None else [sides(size) for size in sizes]
+        self.max_photos = max_photos
+        self._how: dict[str, Any] = {"crops": crops, "seed": seed, "crop": crop}
+        self._windows: list[list[Window]] = []  # of each photo
+        self._pixels: dict[Size, list[np.ndarray]] = {}
+        self._masks: dict[Size, list[np.ndarray]] = {}
+
+    def add(self, photo: Photo, pixels: np.ndarray, mask: np.ndarray | None) -> None:
+        """Cuts a photo, uint8 [H, W, 3], and its mask, uint8 [H, W]."""
+        if len(self._windows) == self.max_photos:
+            return
+        own = [photo.shape] if self.sizes is None and photo.shape else self.sizes or []
         shape = images.thumbnail(own[0], 64)
-        crop = report.wanted.crop
-        for window in _windows(photo, mask, crops=crops, seed=seed, shape=shape, crop=crop):
-            windows.append(window)
+        self._windows.append(_windows(photo, mask, shape=shape, **self._how))
+        for window in self._windows[-1]:
             where: dict[str, Any] = {"crop": (window.fy, window.fx), "zoom": window.zoom}
             for size in own:
-                pixels.setdefault(size, []).append(images.cover(original, size, **where))
+                self._pixels.setdefault(size, []).append(images.cover(pixels, size, **where))
                 if mask is not None:
                     shown = images.cover_mask(mask, size, **where)
-                    masks.setdefault(size, []).append(shown)
-    return Photos(
-        photos=tuple(photo.path.name for photo in report.kept),
-        pixels={size: np.stack(rows) for size, rows in pixels.items()},
-        windows=tuple(windows),
-        audit=report,
-        prompts={photo.path.name: _prompt(photo, prompt, words) for photo in report.kept},
-        masks={size: np.stack(rows) for size, rows in masks.items()},
-    )
+                    self._masks.setdefault(size, []).append(shown)
+
+    @functools.cached_property
+    def _rows(self) -> list[dict[Size, np.ndarray]]:
+        """Pixels and masks by size, each in one array; lists of them are not held besides."""
+        lists = (self._pixels, self._masks)
+        return [{size: np.stack(each.pop(size)) for size in [*each]} for each in lists]
+
+    def photos(self, report: Audit, *, prompt: str, words: Mapping[str, str]) -> Photos:
+        """Returns the photos of the audit in which they were cut.
+
+        A photo's prompt is its caption, with `words` (`annotations.FIELDS`) put in, or `prompt`.
+        """
+        report = _first(report, self.max_photos)
+        pixels, masks = self._rows
+        return Photos(
+            photos=tuple(photo.path.name for photo in report.kept),
+            pixels=pixels,
+            windows=tuple(itertools.chain.from_iterable(self._windows)),
+            audit=report,
+            prompts={photo.path.name: _prompt(photo, prompt, words) for photo in report.kept},
+            masks=masks,
+        )
 
 
 def _prompt(photo: Photo, prompt: str, words: Mapping[str, str]) -> str:
@@ -176,8 +201,6 @@ def _first(report: Audit, max_photos: int | None) -> Audit:
     """The audit with at most `max_photos` kept, in the order of their names; the rest is listed."""
     if max_photos is None:
         return report
-    if max_photos < 1:
-        raise ValueError(f"max_photos is {max_photos}; expected at least 1, or None for all")
     beyond = report.kept[max_photos:]
     why = f"beyond max_photos={max_photos}"
     extra = [Finding(photo.path, why, "not used", "ignored") for photo in beyond]

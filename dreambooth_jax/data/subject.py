@@ -3,14 +3,12 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
 
-from dreambooth_jax.data import photos
 from dreambooth_jax.data.annotations import NOTHING, Wanted
 from dreambooth_jax.data.audit import Audit, audit
 from dreambooth_jax.data.colour import RGB, WHITE
 from dreambooth_jax.data.images import Size, sides
-from dreambooth_jax.data.photos import Photos
+from dreambooth_jax.data.photos import Cuts, Photos
 
 # Written with a vowel, spoken with a consonant; and the other way round.
 _SPOKEN_CONSONANT = (
@@ -71,17 +69,21 @@ def read(
     words = Words.of(identifier=identifier, class_noun=class_noun)
     if not sizes:
         raise ValueError(f"sizes is {sizes!r}; expected one or more sides in pixels, such as [64]")
+    cuts = Cuts(sizes, crops=crops, seed=seed, crop=wanted.crop, max_photos=max_photos)
     report = audit(
-        folder, size=max(map(sides, sizes)), strict=strict, background=background, wanted=wanted
+        folder,
+        size=max(map(sides, sizes)),
+        strict=strict,
+        background=background,
+        wanted=wanted,
+        take=cuts.add,
     )
-    how = {"crops": crops, "seed": seed, "max_photos": max_photos, "background": background}
-    return of_audit(report, words, sizes=sizes, **how)
+    return of_audit(report, cuts, words)
 
 
-def of_audit(report: Audit, words: Words, *, sizes: Sequence[int | Size], **how: Any) -> Subject:
-    """The subject of photos that are already audited; `how` is that of `photos.cut`."""
-    told = words.in_braces
-    found = photos.cut(report, prompt=words.instance_prompt, words=told, sizes=sizes, **how)
+def of_audit(report: Audit, cuts: Cuts, words: Words) -> Subject:
+    """The subject of photos that are already audited, and were cut in this."""
+    found = cuts.photos(report, prompt=words.instance_prompt, words=words.in_braces)
     return Subject(**vars(words), **vars(found))
 
 

@@ -107,7 +107,7 @@ def _learned(run: _Run, opened: setup.Opened | None) -> Path:
     cast = subjects.read(plan, model, folders, words)
     # Rows for the identifiers' new tokens, where these are trained.
     model = subjects.with_new_words(plan, model, words)
-    classes = class_images.own(plan, model, folders, words)
+    classes = class_images.own(plan, folders, words)
     # The jitted cascade, and all prompts encoded once.
     captions = [p for subject in cast for p in subject.row_prompts]
     captions += [p for images in classes for p in images.row_prompts]

@@ -67,10 +67,10 @@ def take(folder: Path, content: bytes, *, called: str) -> str:
         file = Path(place) / f"upload{ending}"
         file.write_bytes(content)
         try:
-            pixels = images.read(file)
+            decoded = images.decode(file)
         except (ImageError, OSError, MemoryError) as error:
             raise RefusedError(f"{called}: {error}") from error
-        mask = _transparency(file)
+        pixels, mask = decoded.pixels, _transparency(file, decoded)
         lossless = content.startswith(_LOSSLESS) or content[8:12] == b"WEBP"
         kind = "png" if lossless and pixels.shape[0] * pixels.shape[1] <= _SMALL else "jpg"
         taken = [int(found[1]) for each in there if (found := _OURS.fullmatch(each))]
@@ -83,9 +83,9 @@ def take(folder: Path, content: bytes, *, called: str) -> str:
     return name
 
 
-def _transparency(file: Path) -> np.ndarray | None:
+def _transparency(file: Path, decoded: images.Decoded) -> np.ndarray | None:
     try:
-        return annotations.read_mask(file, Wanted(masks="alpha"))
+        return annotations.read_mask(file, Wanted(masks="alpha"), decoded=decoded)
     except ImageError:  # nothing of it is transparent
         return None
 

@@ -99,8 +99,9 @@ def test_while_the_word_is_not_chosen_only_braces_name_the_subject(folder: Path)
 def test_class_images_may_have_captions_that_name_no_subject(folder: Path) -> None:
     wanted = Wanted("optional", word="zib", of_subject=False)
     (folder / "b.txt").write_text("a grey {class_noun}")
-    found = audits.audit(folder, size=32, wanted=wanted)
-    cut = photos.cut(found, prompt="an owl", words={"class_noun": "owl"}, sizes=[16, 32])
+    cuts = photos.Cuts([16, 32])
+    found = audits.audit(folder, size=32, wanted=wanted, take=cuts.add)
+    cut = cuts.photos(found, prompt="an owl", words={"class_noun": "owl"})
     assert cut.row_prompts == ["an owl", "a grey owl", "an owl"]
     for text in ("a {subject}", "a zib owl"):
         (folder / "b.txt").write_text(text)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from dreambooth_jax.data.audit import AuditError, Finding, audit, min_side
+from dreambooth_jax.data.audit import AuditError, audit
+from dreambooth_jax.data.inspection import Finding, min_side
 
 
 def picture(seed: int, height: int = 80, width: int = 80) -> Image.Image:

@@ -188,7 +188,7 @@ def test_srgb_profile_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "srgb.png"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(quadrants()).save(path, icc_profile=profile)
-    pixels, notes = images.decode(path)
+    pixels, notes, _ = images.decode(path)
     np.testing.assert_array_equal(pixels, quadrants())
     assert notes == ()
 

@@ -99,12 +99,21 @@ def test_the_mask_places_the_crop_where_the_settings_do_not(tall: Path) -> None:
         subject.read(tall, **WORDS, sizes=[30], wanted=Wanted(masks="files", crop=(1.0, 0.5)))
 
 
-def test_a_photo_is_decoded_once_for_the_audit_and_once_for_its_crops(
-    tall: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("masks", ["files", "alpha", "beside"])
+def test_a_photo_and_its_mask_are_decoded_once(
+    tall: Path, monkeypatch: pytest.MonkeyPatch, masks: str
 ) -> None:
-    """A mask needs the photo's size alone; photos may take seconds and a gigabyte each."""
+    """For the audit, for what lies beside it and for its crops: it may take seconds."""
     for name in "abc":
-        Image.fromarray(box(90, 30, 5, 5, 20, 20)).save(tall / f"{name}.mask.png")
+        drawn = box(90, 30, 5, 5, 20, 20)
+        drawn[80, 3] = 255  # where the photos differ
+        mask = Image.fromarray(drawn)
+        if masks == "alpha":
+            photo = Image.open(tall / f"{name}.png").convert("RGB")
+            photo.putalpha(mask)
+            photo.save(tall / f"{name}.png")
+        else:  # of the same stem: what looks like a mask is told from a photo by its pixels
+            mask.save(tall / f"{name}{'.mask.png' if masks == 'files' else '.bmp'}")
     decoded: list[str] = []
     real = images.decode
 
@@ -113,7 +122,8 @@ def test_a_photo_is_decoded_once_for_the_audit_and_once_for_its_crops(
         return real(path, **how)
 
     monkeypatch.setattr(images, "decode", counted)
-    subject.read(tall, **WORDS, sizes=[30, 15], crops=3, wanted=Wanted(masks="files"))
-    assert sorted(decoded) == sorted(
-        2 * [f"{k}{end}" for k in "abc" for end in (".png", ".mask.png")]
-    )
+    wanted = Wanted(masks="none" if masks == "beside" else masks)
+    found = subject.read(tall, **WORDS, sizes=[30, 15], crops=3, wanted=wanted)
+    assert found.photos == ("a.png", "b.png", "c.png")
+    ends = {"files": (".png", ".mask.png"), "alpha": (".png",), "beside": (".png", ".bmp")}[masks]
+    assert sorted(decoded) == sorted(f"{k}{end}" for k in "abc" for end in ends)

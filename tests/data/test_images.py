@@ -61,7 +61,7 @@ def test_every_exif_orientation_comes_back_upright(
     options = {"webp": {"lossless": True}, "jpg": {"quality": 98, "subsampling": 0}}
     stored.save(path, exif=exif, **options.get(suffix, {}))
 
-    pixels, notes = images.decode(path)
+    pixels, notes, _ = images.decode(path)
 
     assert pixels.shape == upright.shape
     tolerance = 4 if suffix == "jpg" else 0

@@ -14,7 +14,7 @@ from dreambooth_jax import sharding, train
 from dreambooth_jax.data import class_images as made_images
 from dreambooth_jax.data.prior import Prior
 from dreambooth_jax.data.subject import Words
-from dreambooth_jax.experiment.parts import class_images, subjects
+from dreambooth_jax.experiment.parts import class_images, photo_shapes, subjects
 from dreambooth_jax.experiment.results import galleries
 from dreambooth_jax.experiment.training import rows
 from dreambooth_jax.pipeline.frame import Frame
@@ -94,7 +94,7 @@ def drawn(plan: configs.Plan, folders: subjects.Folders, number: int = 6) -> lis
     """Class images as if drawn: brightness 100 and more of the birds, 200 and more of the dogs."""
     made = []
     for each, (noun, weights) in zip(
-        WORDS, class_images._shares(plan, folders.photos).items(), strict=False
+        WORDS, photo_shapes.by_noun(plan, folders.photos).items(), strict=False
     ):
         counts = class_images.shapes.parts(number, [*weights.values()])
         first = {"bird": 100, "dog": 200}[noun]
@@ -228,7 +228,7 @@ def test_class_images_of_a_folder_are_cut_at_every_shape_of_their_subject(folder
     write(tmp_path / "own", {"p": (40, 40), "q": (40, 50), "r": (50, 40)}, 100, masks=False)
     plan = settings(folder, prior__images=str(tmp_path / "own"))
     folders, cast = read(plan)
-    own = class_images.own(plan, MODEL, folders, WORDS[:1])
+    own = class_images.own(plan, folders, WORDS[:1])
     assert {size: len(x) for size, x in own[0].pixels.items()} == {TALL: 3, SQUARE: 3}
     source, _ = rows.batches(plan.stages["base"], MODEL, cast, own, text=TEXT)
     for step in range(15):
@@ -263,10 +263,10 @@ def test_shapes_are_multiples_that_the_model_can_make(folder):
     plan = plan_of(data__buckets=5)
     # UNets of three halvings and an autoencoder of 8 make multiples of 64.
     for side, multiple in ((512, 64), (1024, 32), (1024, 16), (768, 64)):
-        found = subjects.shapes(plan, stage(multiple, (side, side)))
+        found = photo_shapes.chosen(plan, stage(multiple, (side, side)))
         assert len(found) == 5
         assert all(x % 64 == 0 for size in found for x in size)
         assert all(0.85 * side**2 < height * width <= side**2 for height, width in found)
-    assert subjects.shapes(plan_of(data__buckets=0), stage()) == ()
+    assert photo_shapes.chosen(plan_of(data__buckets=0), stage()) == ()
     with pytest.raises(ValueError, match=r"data.buckets = 5: toy .*multiples of 16 .*buckets=0"):
-        subjects.shapes(plan, stage(16))
+        photo_shapes.chosen(plan, stage(16))

@@ -65,12 +65,12 @@ def test_what_is_left_as_it_comes_or_too_few_is_told(
     folders = subjects.audit(plan, STAGES)
     assert "subject.class_noun is 'bird', as it is left" in caplog.text
     words = [Words.of(identifier="zib", class_noun="bird")]
-    class_images.own(plan, SimpleNamespace(stages=STAGES), folders, words)
+    class_images.own(plan, folders, words)
     assert "prior.num_images is 200, and" in caplog.text and "holds 2 class images" in caplog.text
     caplog.clear()
     plan = plan_of(**settings, subject__class_noun="toy", prior__num_images=2)
     words = [Words.of(identifier="zib", class_noun="toy")]
-    class_images.own(plan, SimpleNamespace(stages=STAGES), subjects.audit(plan, STAGES), words)
+    class_images.own(plan, subjects.audit(plan, STAGES), words)
     assert "class_noun" not in caplog.text and "holds 2" not in caplog.text
 
 

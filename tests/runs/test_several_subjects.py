@@ -1,7 +1,9 @@
 """Two subjects with captions, masks and class images of one's own, through the whole command."""
 
+import collections
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import commands
@@ -35,6 +37,19 @@ SETTINGS = {
     "upscaler__batch_size": 4,
     "loss__min_snr_gamma": 5.0,
 }
+
+
+def pictures_opened(patch: pytest.MonkeyPatch) -> collections.Counter[str]:
+    """How often Pillow opens each file from now on, by folder and name."""
+    found: collections.Counter[str] = collections.Counter()
+    real = Image.open
+
+    def counted(file, *args, **how):
+        found["/".join(Path(getattr(file, "name", file)).parts[-2:])] += 1
+        return real(file, *args, **how)
+
+    patch.setattr(Image, "open", counted)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +141,17 @@ def test_it_goes_on_bit_for_bit_and_refuses_another_caption_mask_or_class_image(
         with pytest.raises(CheckpointError, match=key):
             commands.run_here(c, run)
         file.write_text(before)
-    commands.run_here(c, run)
+    with pytest.MonkeyPatch.context() as patch:
+        opened = pictures_opened(patch)
+        commands.run_here(c, run)
     assert commands.different(commands.weights(run / "export"), last) == set()
+    # Each photo, mask and class image was decoded once, for the audit and for all that is cut.
+    photos = [f"cat/{x}" for x in ("one", "two", "three")]
+    photos += [f"dog/{x}" for x in ("one", "two", "four")]
+    expected = [f"{x}{end}" for x in photos for end in (".png", ".mask.png")]
+    expected += [f"{x}/{k}.png" for x in ("classes", "dog") for k in "abc"]
+    inputs = {name: n for name, n in opened.items() if name.startswith(("cat/", "dog/", "classes"))}
+    assert inputs == dict.fromkeys(expected, 1)
 
 
 def test_problems_of_all_folders_are_one_report(tmp_path):

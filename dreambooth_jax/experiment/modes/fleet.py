@@ -217,7 +217,7 @@ def _read(seen: _Seen, opened: Opened) -> _Read:
     words = subjects.words(plan, opened.model, seen.workdir)
     cast = subjects.read(plan, opened.model, folders, words)
     model = subjects.with_new_words(plan, opened.model, words)
-    return _Read(seen, model, words, cast, class_images.own(plan, model, folders, words))
+    return _Read(seen, model, words, cast, class_images.own(plan, folders, words))
 
 
 def _prepared(name: str, read: _Read, opened: Opened, stop: GracefulStop) -> fleet.Member:

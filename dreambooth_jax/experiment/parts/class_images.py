@@ -20,7 +20,7 @@ from dreambooth_jax.data.class_images import ClassImages
 from dreambooth_jax.data.images import Size
 from dreambooth_jax.data.prior import Prior
 from dreambooth_jax.data.subject import Words
-from dreambooth_jax.experiment.parts import subjects
+from dreambooth_jax.experiment.parts import photo_shapes, subjects
 from dreambooth_jax.experiment.parts.drawing import Painter
 from dreambooth_jax.experiment.parts.model import Model
 from dreambooth_jax.experiment.parts.subjects import Folders
@@ -29,20 +29,16 @@ from dreambooth_jax.progress import progress
 from dreambooth_jax.signals import GracefulStop
 
 
-def own(
-    plan: Plan, model: Model, folders: Folders, chosen: Sequence[Words]
-) -> tuple[ClassImages, ...]:
+def own(plan: Plan, folders: Folders, chosen: Sequence[Words]) -> tuple[ClassImages, ...]:
     """The user's class images, one set for each class noun; none without `prior.images`.
 
     Where photos have several shapes, all of them are cut at each shape of their subjects.
     """
     words = {each.class_noun: each for each in chosen}
-    by_noun = _shares(plan, folders.photos)
     found = []
     for noun, report in folders.class_images.items():
-        sizes = [*by_noun[noun]] or [stage.size for stage in model.stages.values()]
+        own = class_images.of_audit(report, folders.cuts[report.folder], words[noun])
         limit = plan.prior.num_images
-        own = class_images.of_audit(report, words[noun], sizes=sizes, max_photos=limit)
         if limit is not None and len(own) < limit:
             logging.warning(
                 "prior.num_images is %d, and %s holds %d class images: they are shown more often.",
@@ -51,21 +47,6 @@ def own(
         logging.info("Class images of %r: %d of %s.", own.class_prompt, len(own), report.folder)
         found.append(own)
     return tuple(found)
-
-
-def _shares(plan: Plan, photos: Sequence[Audit]) -> dict[str, dict[Size, int]]:
-    """Returns the weight of each shape among a class noun's rows, from tall to wide.
-
-    None where photos have one shape.
-    """
-    found: dict[str, dict[Size, int]] = {noun: {} for noun in configs.class_shares(plan)}
-    if not plan.data.buckets:
-        return found
-    weights = subjects.shape_weights(plan, photos)
-    for (_, noun, _), each in zip(configs.subjects(plan), weights, strict=True):
-        for size in sorted(each, key=lambda size: size[1] / size[0]):
-            found[noun][size] = found[noun].get(size, 0) + each[size]
-    return found
 
 
 def drawn(
@@ -91,7 +72,7 @@ def drawn(
     root = plan.prior.folder
     folders = subjects.class_folders(plan, files.at(root) if root else workdir.root / "prior")
     words = {each.class_noun: each for each in chosen}
-    shares, by_noun = configs.class_shares(plan), _shares(plan, photos)
+    shares, by_noun = configs.class_shares(plan), photo_shapes.by_noun(plan, photos)
     made = []
     for noun, folder in folders.items():
         number, why = configs.num_class_images(plan, share=shares[noun])

@@ -109,10 +109,11 @@ def cutout(plan: Plan) -> tuple[np.ndarray, np.ndarray] | None:
     path = files.at(plan.edit.cutout)
     kind = "files" if path.with_name(path.stem + annotations.MASK).exists() else "alpha"
     try:
-        mask, name = annotations.painted_mask(path, kind)
+        decoded = images.decode(path)
+        mask, name = annotations.painted_mask(path, kind, decoded=decoded)
         if not (mask >= 128).any():
             raise ImageError(f"{name} is black all over", "make it white where the subject is")
-        return images.read(path), mask
+        return decoded.pixels, mask
     except (ImageError, OSError) as error:
         raise configs.ConfigError(
             f"edit.cutout = {plan.edit.cutout!r}: {error}. Expected a photo of the subject with "
@@ -186,14 +187,15 @@ def _canvas(
 ) -> Canvas:
     """Raises ImageError where photo or mask are not as they must be."""
     c = plan.edit
-    photo = images.read(path)
+    decoded = images.decode(path)
+    photo = decoded.pixels
     how: dict[str, Any] = {"context": c.context, "feather": c.feather}
     if c.masks not in annotations.PAINTED and found is None:
         return Canvas.of(photo, None, shape, **how)
     if found is not None:
         inside = ~found if c.outside else canvas.grown(found, c.grow)
         return Canvas.of(photo, inside, shape, **how)
-    mask, name = annotations.painted_mask(path, c.masks)
+    mask, name = annotations.painted_mask(path, c.masks, decoded=decoded)
     if canvas.is_grey(mask) and not c.soft:
         raise ImageError(
             f"{name} is grey in most of what it shows",

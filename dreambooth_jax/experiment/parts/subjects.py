@@ -1,9 +1,7 @@
 """The subjects of a run: photo folders, identifiers, images."""
 
-import collections
 import dataclasses
 import hashlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -17,23 +15,21 @@ from absl import logging
 from dreambooth_jax import adapt, export, files, hosts, sharding, untrusted
 from dreambooth_jax import config as configs
 from dreambooth_jax.config import Plan
-from dreambooth_jax.config.plan import Settings
 from dreambooth_jax.data import annotations
 from dreambooth_jax.data import audit as photo_audit
 from dreambooth_jax.data import images as image_files
-from dreambooth_jax.data import shapes as photo_shapes
 from dreambooth_jax.data import subject as subjects
 from dreambooth_jax.data.annotations import Wanted
 from dreambooth_jax.data.audit import Audit, AuditError
 from dreambooth_jax.data.images import Size
+from dreambooth_jax.data.photos import Cuts
 from dreambooth_jax.data.subject import Subject, Words
+from dreambooth_jax.experiment.parts import photo_shapes
 from dreambooth_jax.experiment.parts.model import Model
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.text import identifier
 
-# Sides of a large model's pictures are multiples of so many pixels, as SDXL's were in its training.
-_STEP = 64
 DEFAULT_NOUN = configs.base_config().subject.class_noun
 
 
@@ -42,10 +38,12 @@ class Folders:
     """The audited folders of a run.
 
     Each subject's photos, and the user's own class images by class noun, where there are any.
+    `cuts` has the rows of each folder, at the sizes of the stages.
     """
 
     photos: tuple[Audit, ...]
     class_images: Mapping[str, Audit]
+    cuts: Mapping[Path, Cuts] = dataclasses.field(default_factory=dict)
 
 
 def photo_folder(images: str) -> Path:
@@ -64,82 +62,37 @@ def class_folders(plan: Plan, root: Path) -> dict[str, Path]:
     return {first: root} | {noun: root / noun.replace(" ", "_") for noun in others}
 
 
-def shapes(plan: Plan, stage: Stage) -> tuple[Size, ...]:
-    """Returns the shapes that photos are cut to, of about the area of the stage's pictures.
-
-    () where all have the stage's own.
-
-    Raises:
-      ValueError: the model can make no other shape of this area.
-    """
-    if not plan.data.buckets:
-        return ()
-    multiple = math.lcm(stage.frame.multiple, _STEP)
-    if min(stage.size) < 8 * multiple or any(side % multiple for side in stage.size):
-        multiple = stage.frame.multiple
-    found = photo_shapes.of_area(
-        stage.size, multiple=multiple, count=plan.data.buckets, most=stage.frame.most
-    )
-    if len(found) == 1 < plan.data.buckets:
-        most = "" if stage.frame.most is None else f" up to {stage.frame.most}"
-        raise ValueError(
-            f"data.buckets = {plan.data.buckets}: {stage.folder} makes pictures whose sides are "
-            f"multiples of {stage.frame.multiple}{most} pixels, and none of them is a shape beside "
-            f"{image_files.told(stage.size)} of its area. Write --config.data.buckets=0, or a "
-            "larger --config.resolution."
-        )
-    return found
-
-
-def shape_weights(plan: Settings, reports: Sequence[Audit]) -> list[dict[Size, int]]:
-    """Returns the weight of each shape for each subject (`data.shapes.weights`).
-
-    By the photos that are trained on.
-    """
-    learned = [each.kept[: len(each.kept) - plan.subject.held_out] for each in reports]
-    counts = [collections.Counter(p.shape for p in kept if p.shape) for kept in learned]
-    return photo_shapes.weights(counts)
-
-
 def audit(plan: Plan, stages: Mapping[str, Stage]) -> Folders:
     """Audits every file of the run's folders, captions and masks included, and logs the result.
+
+    Each photo is decoded once, here: its rows at the sizes of the stages are cut meanwhile.
 
     Raises:
       AuditError: in one report for all folders, that no photo can be used, that a caption or mask
         is not as it must be, or that `subject.strict` is set and a file cannot be used.
       Disagreement: not all hosts have the same files.
     """
-    how: dict[str, Any] = {
-        "size": max(stage.size for stage in stages.values()),
-        "strict": plan.subject.strict,
-    }
-    cut_to = shapes(plan, stages["base"])
-    found: list[Audit] = []
-    refused: list[str] = []
-
-    def look(what: str, folder: Path, wanted: Wanted, several: Sequence[Size] = ()) -> Audit | None:
-        try:
-            report = photo_audit.audit(folder, wanted=wanted, several=several, **how)
-        except AuditError as error:
-            refused.append(f"{what}: {error}")
-            return None
-        logging.info("%s:\n%s", what, report)
-        for warning in report.warnings:
-            logging.warning("%s: %s", what, warning)
-        return report
-
+    sizes = [stage.size for stage in stages.values()]
+    cut_to = photo_shapes.chosen(plan, stages["base"])
+    looks = _Looks({"size": max(sizes), "strict": plan.subject.strict})
     for images, noun, word in configs.subjects(plan):
         if adapt.makes_words(plan.adapt) and word != "auto":
             word = f"<{word.strip('<>')}>"  # what the text encoder knows is the new token
-        wanted = Wanted(plan.subject.captions, plan.subject.masks, word, crop=plan.subject.crop)
-        report = look(f"Photos of the subject, {noun}", photo_folder(images), wanted, cut_to)
-        found += [report] if report else []
+        crop = plan.subject.crop
+        wanted = Wanted(plan.subject.captions, plan.subject.masks, word, crop=crop)
+        how: dict[str, Any] = {"crops": plan.subject.crops, "seed": plan.seed, "crop": crop}
+        cuts = Cuts(None if cut_to else sizes, **how)
+        folder = photo_folder(images)
+        looks.at(f"Photos of the subject, {noun}", folder, wanted, cuts, several=cut_to)
+    found, refused = [*looks.found], looks.refused
     own: dict[str, Audit] = {}
     if plan.prior.images:
         wanted = Wanted("optional", word=plan.subject.identifier, of_subject=False)
+        by_noun = {} if refused else photo_shapes.by_noun(plan, found)
         folders = class_folders(plan, files.at(plan.prior.images))
-        for noun, folder in folders.items():
-            report = look(f"Class images of {noun!r}", files.here(folder), wanted)
+        for noun, place in folders.items():
+            cuts = Cuts([*by_noun.get(noun, ())] or sizes, max_photos=plan.prior.num_images)
+            report = looks.at(f"Class images of {noun!r}", files.here(place), wanted, cuts)
             own |= {noun: report} if report else {}
     if not refused:
         refused = _shared(found, own)
@@ -152,7 +105,40 @@ def audit(plan: Plan, stages: Mapping[str, Stage]) -> Folders:
             DEFAULT_NOUN,
         )
     _agree([*(("photos", each) for each in found), *own.items()])
-    return Folders(tuple(found), own)
+    return Folders(tuple(found), own, looks.cuts)
+
+
+class _Looks:
+    """The audits of several folders: reports, cuts by folder, and the reports of those refused."""
+
+    def __init__(self, how: Mapping[str, Any]) -> None:
+        self.found: list[Audit] = []
+        self.cuts: dict[Path, Cuts] = {}
+        self.refused: list[str] = []
+        self._how = how
+
+    def at(
+        self,
+        what: str,
+        folder: Path,
+        wanted: Wanted,
+        cuts: Cuts,
+        *,
+        several: Sequence[Size] = (),
+    ) -> Audit | None:
+        """Audits a folder, cuts its photos, and logs the result; None if it is refused."""
+        how: dict[str, Any] = {**self._how, "several": several, "take": cuts.add}
+        try:
+            report = photo_audit.audit(folder, wanted=wanted, **how)
+        except AuditError as error:
+            self.refused.append(f"{what}: {error}")
+            return None
+        logging.info("%s:\n%s", what, report)
+        for warning in report.warnings:
+            logging.warning("%s: %s", what, warning)
+        self.found.append(report)
+        self.cuts[report.folder] = cuts
+        return report
 
 
 def _agree(everything: Sequence[tuple[str, Audit]]) -> None:
@@ -326,15 +312,7 @@ def read(
     """Each subject's pictures at the size of every stage, with its prompts and masks."""
     found = []
     for report, each in zip(folders.photos, chosen, strict=True):
-        found.append(
-            subjects.of_audit(
-                report,
-                each,
-                sizes=[stage.size for stage in model.stages.values()],
-                crops=plan.subject.crops,
-                seed=plan.seed,
-            )
-        )
+        found.append(subjects.of_audit(report, folders.cuts[report.folder], each))
         logging.info("The subject is %r, its class %r.", each.instance_prompt, each.class_prompt)
     _check_captions(model, found)
     return tuple(found)

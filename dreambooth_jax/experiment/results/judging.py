@@ -1,6 +1,7 @@
 """Scores of the pictures of a run: loads the encoders, compares, writes `scores.json`."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from jax.sharding import Mesh
 from dreambooth_jax import config as configs
 from dreambooth_jax import files, hosts
 from dreambooth_jax.config import Plan
-from dreambooth_jax.data import audit, images
+from dreambooth_jax.data import audit
+from dreambooth_jax.data.inspection import Photo
 from dreambooth_jax.data.prompts import is_of_class, mentions
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.evaluate import by_prompt, encoders, measures, scores
@@ -218,10 +220,17 @@ def photos_of(plan: Plan) -> list[list[np.ndarray]]:
     given = plan.evaluate.reference
     found = []
     for folder in (files.here(files.at(given)) if given else first, *others):
-        kept = audit.audit(folder, size=_SMALLEST).kept
-        logging.info("Compared with %d photos of %s.", len(kept), folder)
-        found.append([images.read(photo.path) for photo in kept])
+        taken: list[np.ndarray] = []
+        audit.audit(folder, size=_SMALLEST, take=functools.partial(_keep, taken))
+        logging.info("Compared with %d photos of %s.", len(taken), folder)
+        found.append(taken)
     return found
+
+
+def _keep(
+    taken: list[np.ndarray], photo: Photo, pixels: np.ndarray, mask: np.ndarray | None
+) -> None:
+    taken.append(pixels)
 
 
 def _sources(plan: Plan, mesh: Mesh | None) -> dict[str, encoders.Source]:

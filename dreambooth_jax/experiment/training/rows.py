@@ -15,7 +15,7 @@ from dreambooth_jax.data.class_images import ClassImages
 from dreambooth_jax.data.images import Size
 from dreambooth_jax.data.shapes import ShapedBatches
 from dreambooth_jax.data.subject import Subject
-from dreambooth_jax.experiment.parts import subjects
+from dreambooth_jax.experiment.parts import photo_shapes
 from dreambooth_jax.experiment.parts.model import Model
 from dreambooth_jax.experiment.training import checks
 
@@ -52,7 +52,7 @@ def batches(
     Raises:
       ValueError: no photo is left to train on.
     """
-    by_shape = subjects.shape_weights(c, [each.audit for each in cast]) if c.data.buckets else []
+    by_shape = photo_shapes.weights(c, [each.audit for each in cast]) if c.data.buckets else []
     sizes: list[Size] = [model.stages[c.kind].size]
     if by_shape:
         sizes = sorted({size for each in cast for size in each.pixels}, key=_aspect)
