@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dreambooth_jax import chips, compile_cache, files, hosts, log_file, untrusted, usage
+from dreambooth_jax import chips, compile_cache, files, hosts, log_file, turns, untrusted, usage
 from dreambooth_jax import config as configs
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.experiment.modes.table import MODES, help_text
@@ -190,7 +190,7 @@ def main(argv: list[str]) -> None:
             {"--mode": MODE.value, "--workdir": str(folder), "--config": settings},
             remedy="Start every process with the same arguments.",
         )
-        if mode.writes and jax.process_index() == 0:
+        if mode.writes and turns.is_first():
             check_writable(folder)
         with outline.of_mode(MODE.value, folder):
             made = mode.function(config, folder)

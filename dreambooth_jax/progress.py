@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-import jax
 from absl import logging
 from tqdm import tqdm
+
+from dreambooth_jax import turns
 
 SECONDS = 15.0  # between two plain lines
 _WORTH_A_LINE = 1.0  # seconds of a compilation
@@ -63,7 +64,7 @@ def progress(total: int, label: str | None, unit: str, *, initial: int = 0) -> I
         yield lambda count, loss: None
         return
     shown = None
-    if jax.process_index() == 0:
+    if turns.is_first():
         kind = _Bar if sys.stderr.isatty() else _Lines
         shown = kind(total, label, unit, initial)
     observer = _observer.get()
@@ -97,7 +98,7 @@ def compiling(name: str) -> Iterator[None]:
     took = time.monotonic() - begin
     if shown is not None:
         shown.pause(took)
-    if took > _WORTH_A_LINE and jax.process_index() == 0:
+    if took > _WORTH_A_LINE and turns.is_first():
         logging.info("Compiled %s in %.0f s.", name, took)
 
 

@@ -4,15 +4,14 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from dreambooth_jax import hosts
+from dreambooth_jax import hosts, turns
 from dreambooth_jax.checkpoint import manifest
 from dreambooth_jax.checkpoint.reading import (
     CheckpointError,
@@ -23,12 +22,13 @@ from dreambooth_jax.checkpoint.reading import (
     read_arrays,
 )
 from dreambooth_jax.checkpoint.space import estimate_bytes, free_bytes, readable
+from dreambooth_jax.closing import Closing
 
 _MANIFEST = "manifest"
 _STATE = "state"
 
 
-class Checkpoints:
+class Checkpoints(Closing):
     """The checkpoints of one stage; as a context manager it waits for the last save.
 
     All processes of a run construct it and call its methods together.
@@ -69,22 +69,6 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._loops = contextlib.ExitStack()  # while a save is on its way
         self._saving = (0, 0)  # step and bytes of the last save, for the message when it fails
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except CheckpointError as failed:
-            if error is None:
-                raise
-            logging.error("%s", failed)  # must not hide the error that ended the run
 
     def steps(self) -> list[int]:
         """The committed steps in rising order, without those that `restore` refused."""
@@ -241,7 +225,7 @@ class Checkpoints:
 
     def _opened(self) -> ocp.CheckpointManager:
         """Orbax's manager, on a folder cleared of what it would take for a checkpoint."""
-        if jax.process_index() == 0:
+        if turns.is_first():
             good = self.steps()
             for step in sorted(set(self._committed()) - set(good)):
                 path, aside = self.folder / str(step), self.folder / f"{step}.corrupt"

@@ -5,11 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import logging
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import files, hosts, report, untrusted
+from dreambooth_jax import files, hosts, report, turns, untrusted
 from dreambooth_jax.config import ConfigDict
 from dreambooth_jax.data import benchmark as data
 from dreambooth_jax.data.audit import audit
@@ -65,7 +64,7 @@ def run(config: ConfigDict, folder: Path) -> Path:
     for number, member in enumerate(left, start=1):
         logging.info("%s: subject %d of %d.", member.name, number, len(left))
         one_run.run(by_name[member.name], folder / member.name)
-        if not config.benchmark.keep_checkpoints and jax.process_index() == 0:
+        if not config.benchmark.keep_checkpoints and turns.is_first():
             files.remove(folder / member.name / "checkpoints")
         hours = (time.monotonic() - began) / number * (len(left) - number) / 3600
         logging.info("%s is scored; about %.2f hours for the others.", member.name, hours)
@@ -149,7 +148,7 @@ def finish(
         "subjects for the mean, of prompts, pictures and photos for a subject",
     }
     file = folder / "scores.json"
-    if jax.process_index() == 0:
+    if turns.is_first():
         content = {
             "schema": scores.SCHEMA,
             "measures": scores.explained(overall),

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import logging
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import files, hosts, untrusted
+from dreambooth_jax import files, hosts, turns, untrusted
 from dreambooth_jax.config import ConfigDict, Plan
 from dreambooth_jax.data.prompts import expanded
 from dreambooth_jax.experiment.parts import class_images, subjects
@@ -49,7 +48,7 @@ def measure(config: ConfigDict, folder: Path, stop: GracefulStop, *, counted: in
         return known
     plan = configs.changed(plan, _short(plan, counted))
 
-    if jax.process_index() == 0:
+    if turns.is_first():
         files.remove(folder / "trial")
     hosts.meet("no trial of before is left")
     began = time.monotonic()
@@ -83,7 +82,7 @@ def measure(config: ConfigDict, folder: Path, stop: GracefulStop, *, counted: in
     hosts.meet("the trial is over")
     speed = Speed(start, drawing / painter.block, step, device)
     workdir.close()
-    if jax.process_index() == 0:
+    if turns.is_first():
         files.remove(workdir.root)
         files.write_text(file, json.dumps(dataclasses.asdict(speed), indent=1) + "\n")
     return speed

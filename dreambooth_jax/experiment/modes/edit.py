@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import jax
 from absl import logging
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import hosts, regions
+from dreambooth_jax import hosts, regions, turns
 from dreambooth_jax.config import ConfigDict, Plan
 from dreambooth_jax.data import annotations
 from dreambooth_jax.data.prompts import expanded
@@ -68,7 +67,7 @@ def edit(config: ConfigDict, folder: Path) -> Path:
         editor.draw(model.weights, same, untouched, label=UNTOUCHED)
     made = results.read(editor, wanted, place, untouched)
     scored = results.judge(plan, made, words[0].identifier, model.mesh)
-    if jax.process_index() == 0:
+    if turns.is_first():
         results.write(editor, made, scored, place, label=label)
     hosts.meet("the report of the edits")
     return place

@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import logging
 
-from dreambooth_jax import adapt, files, hosts, report, train
+from dreambooth_jax import adapt, files, hosts, report, train, turns
 from dreambooth_jax import config as configs
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.config import ConfigDict
@@ -247,7 +246,7 @@ def _give_pictures(member: fleet.Member, before: Sequence[fleet.Member]) -> None
     ]
     if not alike or adapt.makes_words(plan.adapt) or {*plan.log.to} - {"jsonl"}:
         return
-    if jax.process_index() == 0 and alike[0].is_dir() and not own.exists():
+    if turns.is_first() and alike[0].is_dir() and not own.exists():
         own.mkdir(parents=True)
         for picture in alike[0].iterdir():
             (own / picture.name).write_bytes(picture.read_bytes())
@@ -257,7 +256,7 @@ def _give_pictures(member: fleet.Member, before: Sequence[fleet.Member]) -> None
 def _tell(folder: Path, told: Mapping[str, Mapping[str, Any]]) -> Path:
     """Writes the state of each subject."""
     file = folder / STATUS
-    if jax.process_index() == 0:
+    if turns.is_first():
         folder.mkdir(parents=True, exist_ok=True)
         files.write_text(file, json.dumps({"subjects": told}, indent=1) + "\n")
     return file

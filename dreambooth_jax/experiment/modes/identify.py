@@ -5,12 +5,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import logging
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import files, pipeline
+from dreambooth_jax import files, pipeline, turns
 from dreambooth_jax.config import ConfigDict, Plan
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.parts import loading as setup
@@ -51,7 +50,7 @@ def identify(config: ConfigDict, folder: Path) -> Path:
         found = by_change(plan, found, folder)
     logging.info("Identifiers, best first:\n%s", identifier.as_table(found))
     file = folder / "identifiers.json"
-    if jax.process_index() == 0:
+    if turns.is_first():
         listed = [
             {key: value for key, value in dataclasses.asdict(each).items() if value is not None}
             for each in found

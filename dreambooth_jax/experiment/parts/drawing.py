@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import generate, hosts, report, sharding, train
+from dreambooth_jax import generate, hosts, report, sharding, train, turns
 from dreambooth_jax.config import Plan
 from dreambooth_jax.data.prompts import PROMPT_SETS, is_of_class
 from dreambooth_jax.data.subject import Words
@@ -165,7 +164,7 @@ class Painter:
         wanted = grid_of(self.plan, self.words)
         folder = self._own_folder(label, wanted)
         self.grid(weights, folder.name)
-        if jax.process_index() == 0:
+        if turns.is_first():
             page = report.sheet(read_grid(folder, wanted))
             about = {"weights": label, "samplers": self.about()}
             save_png(folder / "grid.png", page, about=about)
@@ -232,7 +231,7 @@ class Painter:
             for k, ((name, prompt, seed), picture) in enumerate(rows):
                 about = {"prompt": prompt, "seed": seed, "weights": label}
                 about["samplers"] = self.about()
-                if k % jax.process_count() == jax.process_index():
+                if turns.is_mine(k):
                     save_png(folder / name, picture, about=about)
             train.leave_if_asked(stop, "the pictures so far are kept")
 
@@ -250,5 +249,5 @@ class Painter:
         hosts.meet(label)
         if self.on_grid is not None:
             self.on_grid()
-        if jax.process_index() == 0:
+        if turns.is_first():
             tracking.write(self.plan, self.workdir, label, read_grid(folder, wanted))

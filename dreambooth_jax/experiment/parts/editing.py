@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from dreambooth_jax import hosts, sharding, tree
+from dreambooth_jax import hosts, sharding, tree, turns
 from dreambooth_jax.config import Plan
 from dreambooth_jax.data import canvas, images
 from dreambooth_jax.data.canvas import Canvas
@@ -135,7 +135,7 @@ class Editor:
             sources = pictures[0::2] if self.paired else pictures
             pictures = pictures[1::2] if self.paired else pictures
             for k, edit in enumerate(call):
-                if k % jax.process_count() != jax.process_index():
+                if not turns.is_mine(k):
                     continue
                 about = self._told(edit, label)
                 if masks:

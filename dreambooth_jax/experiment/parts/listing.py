@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from dreambooth_jax import files, generate, hosts, report
+from dreambooth_jax import files, generate, hosts, report, turns
 from dreambooth_jax.config import Plan, templates
 from dreambooth_jax.data import prompt_lines
 from dreambooth_jax.data.prompt_lines import Line, Size
@@ -134,11 +132,11 @@ def drawn(painter: Painter, weights: Weights, label: str, asked: Sequence[Asked]
             negative=negative,
         )[-1]
         for k, (each, picture) in enumerate(zip(chosen, pictures, strict=True)):
-            if k % jax.process_count() == jax.process_index():
+            if turns.is_mine(k):
                 own = {"prompt": each.prompt, "seed": each.seed}
                 save_png(folder / each.name, picture, about=told | own)
     hosts.meet(folder.name)
-    if jax.process_index() == 0:
+    if turns.is_first():
         _sheet(folder, asked, {"weights": label, "samplers": about})
     return folder
 

@@ -11,7 +11,7 @@ import jax
 from absl import logging
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import files, progress, status, untrusted
+from dreambooth_jax import files, progress, status, turns, untrusted
 from dreambooth_jax.config import Plan
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.parts.grids import grid_of
@@ -104,7 +104,7 @@ class Outline:
 
     def keep_times(self) -> None:
         """Keeps the times of the finished parts for the next such run."""
-        if self._file is None or jax.process_index() != 0:
+        if self._file is None or not turns.is_first():
             return
         own = dict(self._known)
         for name, found in self.recorder.measured.items():
@@ -142,7 +142,7 @@ def of_mode(mode: str, folder: Path) -> Iterator[None]:
     if mode not in _STATES:
         yield
         return
-    writes = jax.process_index() == 0 and folder.is_dir()
+    writes = turns.is_first() and folder.is_dir()
     with (
         status.Recorder(folder, mode=mode, parts=1, writes=writes) as recorder,
         progress.observed_by(recorder),

@@ -10,14 +10,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 
-import jax
 from absl import logging
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import files, hosts, lock, metrics, report, trackers, untrusted
+from dreambooth_jax import files, hosts, lock, metrics, report, trackers, turns, untrusted
+from dreambooth_jax.closing import Closing
 from dreambooth_jax.config import Plan
 
 _MADE = (
@@ -44,7 +43,7 @@ BEFORE = "report.before.html"  # of a finished run that is resumed with other se
 
 
 @dataclasses.dataclass(frozen=True)
-class Workdir:
+class Workdir(Closing):
     """One folder with all that a run writes.
 
     It holds `config.json`, `subjects.json`, `metrics.jsonl`, `timings.json`, `prior/`, `samples/`,
@@ -72,7 +71,7 @@ class Workdir:
         root = files.at(root)
         file = root / "config.json"
         _check_apart(root, plan)
-        claim = _entered(root) if jax.process_index() == 0 else None
+        claim = _entered(root) if turns.is_first() else None
         as_before, longer = False, False
         if file.is_file():
             saved = configs.from_json(untrusted.text(file), file=str(file))
@@ -90,7 +89,7 @@ class Workdir:
         seen = {"of these settings": as_before, "finished": report.is_final(root / "report.html")}
         hosts.agree(f"the runs in {root}", seen, remedy=shared)
         writers: list[metrics.Writer] = []
-        if jax.process_index() == 0:
+        if turns.is_first():
             if not as_before:  # first, else a kill would leave new settings beside an old report
                 _set_aside(root / "report.html")
                 if longer:  # the pictures after the last step were those of an earlier one
@@ -101,30 +100,13 @@ class Workdir:
         hosts.agree(f"the files of {root}", {"config.json": file.is_file()}, remedy=shared)
         return cls(root, metrics.MultiWriter(writers), as_before, claim=claim)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Closes it; what goes wrong then must not hide the error that ended the run."""
-        try:
-            self.close()
-        except Exception as failed:
-            if error is None:
-                raise
-            logging.error("%s: %s", self.root, untrusted.in_short(failed))
-
     def close(self) -> None:
         """The run is over, or broken off: another program may work in the folder."""
         with contextlib.ExitStack() as stack:
             if self.claim is not None:
                 stack.callback(self.claim.release)
             self.writer.close()
-            if jax.process_index() == 0 and report.is_final(self.report):
+            if turns.is_first() and report.is_final(self.report):
                 (self.root / BEFORE).unlink(missing_ok=True)
 
     @classmethod
@@ -180,7 +162,7 @@ class Workdir:
     @property
     def writes(self) -> bool:
         """True where this process writes the records of the run: it is the first, in its run."""
-        return jax.process_index() == 0 and not self.of_others
+        return turns.is_first() and not self.of_others
 
     def write(self, name: str, text: str) -> None:
         """Writes a record of the run whole or not at all.

@@ -4,9 +4,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
-
-from dreambooth_jax import adapt, contents, export, files, hosts, sharding, train, tree
+from dreambooth_jax import adapt, contents, export, files, hosts, sharding, train, tree, turns
 from dreambooth_jax.adapt import frozen
 from dreambooth_jax.config import Plan
 from dreambooth_jax.data.subject import Words
@@ -72,7 +70,7 @@ def deliver(
     reads_again = adapt.makes_words(plan.adapt) and frozen.rounds(plan.adapt.frozen_dtype)
     stages = setup.open_stages(plan) if reads_again else model.stages  # without the new words
     with contextlib.ExitStack() as stack:
-        if writes := jax.process_index() == 0:
+        if writes := turns.is_first():
             place = stack.enter_context(files.filled(workdir.export, last=export.INDEX))
         for kind in model.kinds:
             train.leave_if_asked(stop, "the training is finished and saved")

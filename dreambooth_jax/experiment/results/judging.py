@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import files, hosts
+from dreambooth_jax import files, hosts, turns
 from dreambooth_jax.config import Plan
 from dreambooth_jax.data import audit
 from dreambooth_jax.data.inspection import Photo
@@ -189,7 +188,7 @@ def judge(
             prompts.setdefault(prompt, []).extend(scored)
     logging.info("Scores:\n%s", scores.as_table(found))
     file = folder / "scores.json"
-    if jax.process_index() == 0:
+    if turns.is_first():
         about = {
             **about,
             "identifier": ", ".join(each.identifier for each in words) or None,

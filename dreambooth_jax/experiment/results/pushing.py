@@ -3,10 +3,9 @@
 import shlex
 from pathlib import Path
 
-import jax
 from absl import logging
 
-from dreambooth_jax import contents, files, untrusted
+from dreambooth_jax import contents, files, turns, untrusted
 from dreambooth_jax.config import Plan
 from dreambooth_jax.experiment.parts.grids import read_picture
 from dreambooth_jax.experiment.parts.workdir import Workdir
@@ -21,7 +20,7 @@ def check(plan: Plan) -> None:
     Raises:
       UploadError: see `upload.check`.
     """
-    if not plan.export.push_to_hub or jax.process_index() != 0:
+    if not plan.export.push_to_hub or not turns.is_first():
         return
     try:
         upload.check(plan.export.push_to_hub, private=plan.export.private)
@@ -37,7 +36,7 @@ def after_run(plan: Plan, workdir: Workdir) -> upload.UploadError | None:
 
     A run goes on without: what went wrong is returned, to be told when all is done.
     """
-    if not plan.export.push_to_hub or jax.process_index() != 0:
+    if not plan.export.push_to_hub or not turns.is_first():
         return None
     try:
         push(plan, workdir)
