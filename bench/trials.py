@@ -87,13 +87,13 @@ def photos(cache: Path, name: str) -> Path:
     return folder
 
 
-def settings(cache: Path, subject: str, /, **changed: Any) -> ConfigDict:
-    """`configs/imagen_like.py` for the base stage alone; in `changed` a dot is written `__`.
+def settings(cache: Path, subject: str, /, config: Path = CONFIG, **changed: Any) -> ConfigDict:
+    """A file of configs/ for the base stage alone; in `changed` a dot is written `__`.
 
     The grid has every place with the subject in it, and the class alone. Class images are shared by
     all trials of a class.
     """
-    c = runpy.run_path(str(CONFIG))["get_config"]()
+    c = runpy.run_path(str(config))["get_config"]()
     _, noun = HELD_OUT[subject]
     usual: dict[str, Any] = {
         "upscaler_model": "",

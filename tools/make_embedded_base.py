@@ -30,6 +30,7 @@ from dreambooth_jax import families, pipeline, rng, sharding, train, tree, weigh
 from dreambooth_jax.adapt import FULL
 from dreambooth_jax.checkpoint import Checkpoints
 from dreambooth_jax.diffusion import loss, process
+from dreambooth_jax.diffusion.path import Flow
 from dreambooth_jax.metrics import JsonlWriter
 from dreambooth_jax.signals import GracefulStop
 from dreambooth_jax.train.loop import Interrupted
@@ -41,9 +42,10 @@ HELD_OUT = 100  # of them
 def errors_of(stage: pipeline.Stage, batch: dict[str, np.ndarray]) -> Any:
     """Returns a jitted function from weights to the errors of x0 on held-out scenes.
 
-    Both are mean squares over `LOSS_TIMES`, of all pixels and of the thing's. Noise is fixed, so
-    that numbers of one size of pictures compare across recipes.
+    Both are mean squares over `LOSS_TIMES` (of a flow: thousandths), of all pixels and of the
+    thing's. Noise is fixed, so that numbers of one size of pictures compare across recipes.
     """
+    scale = 1 / stage.path.num_steps if isinstance(stage.path, Flow) else 1
     coverage = jnp.asarray(batch["coverage"])
     x0, tokens = jnp.asarray(batch["mean"]), {k: jnp.asarray(batch[k]) for k in ("ids", "mask")}
     noise = jax.random.normal(rng.key(HELD_OUT_SEED, 0, "held-out"), x0.shape)
@@ -57,9 +59,10 @@ def errors_of(stage: pipeline.Stage, batch: dict[str, np.ndarray]) -> Any:
         text = stage.encode_text(params, tokens, dtype=jnp.float32)
 
         def at(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-            times = jnp.full(len(x0), t)
+            times = jnp.full(len(x0), scale * t)
             xt = process.add_noise(stage.path, x0, noise, times)
-            output = stage.predict(params, xt, times, text, **extra)[..., :3]
+            output = stage.predict(params, xt, stage.path.told(times), text, **extra)
+            output = output[..., : x0.shape[-1]]
             found, _ = process.readings(stage.path, output, xt, times)
             square = jnp.square(found - x0)
             return square.mean(), loss.picture_mean(square, coverage + 1e-3).mean()
@@ -119,13 +122,27 @@ class Training:
             flat |= tree.with_prefix(text, "text_encoder")
         return flat
 
-    def scenes(self, name: str, *, shards: int, seed: int, thing: float = 1.0) -> Batches:
-        """The recorded scenes of one seed."""
+    @property
+    def learned(self) -> str:
+        """Regex of the leaves that are trained."""
+        return "unet/.*" if self.recipe.kind == "upscaler" else ".*"
+
+    def write(self, flat: tree.Flat) -> None:
+        """Writes the weights into the stage's folder."""
+        write_weights(self.out / self.recipe.kind, flat)
+
+    def recorded(self, name: str, *, shards: int, seed: int) -> Recorded:
+        """The scenes of one seed."""
         folder = self.cache / "scenes" / f"{name}-{self.recipe.size}"
         material = functools.partial(prepare, self.cache)
         recorded = Recorded(material, folder, size=self.recipe.size, shards=shards, seed=seed)
         if self.workers:
             recorded.ahead(self.workers)
+        return recorded
+
+    def scenes(self, name: str, *, shards: int, seed: int, thing: float = 1.0) -> Batches:
+        """Batches of the scenes of one seed."""
+        recorded = self.recorded(name, shards=shards, seed=seed)
         return Batches(recorded, self.stage, thing=thing)
 
     def held_out(self, size: int) -> dict[str, np.ndarray]:
@@ -143,8 +160,7 @@ class Training:
         """
         recipe, stage = self.recipe, self.stage
         flat = self.initial()
-        learned = "unet/.*" if recipe.kind == "upscaler" else ".*"
-        trainable, rest = FULL.init(flat, [(learned, True), (".*", False)])
+        trainable, rest = FULL.init(flat, [(self.learned, True), (".*", False)])
         run = compiled(stage, recipe, trainable, rest)
         state = run.init(trainable)
         scenes = self.scenes("train", shards=self.shards, seed=0, thing=recipe.thing)
@@ -164,7 +180,7 @@ class Training:
 
         def export(step: int, state: train.TrainState) -> None:
             ema = jax.tree.map(sharding.fetch, state.ema)
-            write_weights(self.out / recipe.kind, {**flat, **ema})
+            self.write({**flat, **ema})
 
         config = {"recipe": dataclasses.asdict(recipe)}
         logging.info("%.2f M parameters", tree.count(trainable) / 1e6)
