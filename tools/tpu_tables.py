@@ -77,6 +77,20 @@ ROWS: dict[str, Row] = {
     ),
 }
 
+# LoRA of rank 16 of transformers at 1024 pixels; on one chip one photo and one class image.
+FLOWS = {
+    "sd35_large": "sd3.py:large35",
+    "flux_dev": "flux.py:dev",
+    "z_image": "z_image.py",
+    "klein_4b": "flux2.py:klein_4b",
+}
+SPLIT = ("mesh.fsdp=8", "train.batch_size=8")
+for _name, _config in FLOWS.items():
+    ROWS |= {
+        f"{_name} LoRA, int8, v5e": (_config, _name, "v5e:1x1", (INT8,)),
+        f"{_name} LoRA, fsdp 8, 8 rows, v5e-8": (_config, _name, "v5e:2x4", SPLIT),
+    }
+
 
 def flags(folder: Path, row: Row) -> list[str]:
     """The main command's flags for a row, short of --workdir."""
