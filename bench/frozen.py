@@ -33,6 +33,7 @@ def settings(steps: int) -> dict[str, object]:
         "optim.warmup_steps": steps // 10,
         "train.log_every": 1,
         "train.sample_every": 0,
+        "train.held_out_every": 0,
         "train.checkpoint_every": steps,
         "prior.num_images": 32,
         "sample.num_images": 1,

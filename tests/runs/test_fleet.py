@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import commands
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import lock, train
+from dreambooth_jax import lock, metrics, train
 from dreambooth_jax.data import subject_table
 from dreambooth_jax.experiment.modes.fleet import config_of
 from dreambooth_jax.experiment.modes.table import MODES
@@ -119,6 +120,46 @@ def test_each_is_as_trained_alone_and_a_broken_folder_stops_its_subject_only(
     told = fleet(cascade, table, tmp_path / "fleet")
     assert told["broken"]["state"] == "failed"
     assert (tmp_path / "fleet" / "red" / "report.html").stat().st_mtime_ns == before
+
+
+KILLS = [
+    # The first subject's checkpoint of step 2 is there, the other's is not committed yet.
+    (r"^os\.rename \S+/blue/checkpoints/base/2\.orbax-checkpoint-tmp ", 1),
+    (r"^open \S+/blue/metrics\.jsonl a", 2),  # amid steps
+    (r"^os\.rename \S+/blue/export/\S+\.tmp ", 1),  # the first subject is finished
+]
+
+
+@pytest.mark.long
+def test_killed_and_started_again_it_ends_as_one_that_was_not(cascade, tmp_path):
+    photos(tmp_path / "photos" / "red", (200, 40, 40))
+    photos(tmp_path / "photos" / "blue", (40, 40, 200))
+    table = tmp_path / "fleet.csv"
+    rows = [f"{name},photos/{name},dog,{WORDS[name]}" for name in ("red", "blue")]
+    table.write_text("\n".join(["name,images,class_noun,identifier", *rows]) + "\n")
+    own = LORA | {"upscaler_model": "", "fleet__table": table}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = {x: commands.flags({"base": cascade["base"]}, x, **own) for x in (whole, killed)}
+    for moment in KILLS:
+        signalled = (int(signal.SIGKILL), *moment)
+        commands.run([*flags[killed], "--mode=fleet"], expect=-signal.SIGKILL, signalled=signalled)
+    for folder, words in flags.items():
+        commands.run([*words, "--mode=fleet"])
+        told = json.loads((folder / "fleet.json").read_text())["subjects"]
+        assert {name: each["state"] for name, each in told.items()} == {
+            "red": "finished",
+            "blue": "finished",
+        }
+    for name in told:
+        found, expected = (commands.weights(x / name / "export") for x in (killed, whole))
+        assert found.keys() == expected.keys()
+        for key in found:
+            size = np.abs(expected[key]).max()
+            np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=2e-3 * size + 1e-7)
+        for folder in flags:
+            records = metrics.read(folder / name / "metrics.jsonl")
+            steps = [record["step"] for record in records if "base/loss" in record]
+            assert steps == [1, 2, 3, 4]
 
 
 def broken_rows(place):
