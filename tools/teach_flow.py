@@ -1,4 +1,4 @@
-"""Teaches a small flow transformer, a Z-Image of 2.6 million parameters, on the embedded world.
+"""Teaches a small flow transformer, a Z-Image of 2.85 million parameters, on the embedded world.
 
     python tools/teach_flow.py CACHE OUT --pictures 100000
 
