@@ -2,6 +2,7 @@
 
     python tools/make_embedded_base.py CACHE OUT                      # go on for as long as it runs
     python tools/make_embedded_base.py CACHE OUT --recipe "wide thing" --pictures 20000
+    python tools/make_embedded_base.py CACHE OUT --pictures 200000 --cool 25000   # and end it
     python tools/make_embedded_base.py CACHE OUT --recipe upscaler    # 32² → 64², on OUT/base's T5
 
 CACHE keeps the material, the scenes and the checkpoints; stop it whenever you like (Ctrl-C saves),
@@ -186,7 +187,8 @@ class Training:
         logging.info("%.2f M parameters", tree.count(trainable) / 1e6)
         steps = -(-pictures // recipe.rows)
         folder = self.out / "checkpoints" / recipe.kind
-        with Checkpoints(folder, max_to_keep=2, config=config) as checkpoints:
+        end = ("recipe.cool*",)
+        with Checkpoints(folder, max_to_keep=2, config=config, may_differ=end) as checkpoints:
             restored = checkpoints.restore(run.state)
             state = state if restored is None else restored[0]
             first, started = int(state.step), time.monotonic()
@@ -212,6 +214,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of checkpoints, curve and base/")
     parser.add_argument("--recipe", choices=RECIPES, default="long")
     parser.add_argument("--pictures", type=int, default=10**9, help="to be seen in all")
+    parser.add_argument("--cool", type=int, default=0, help="last of them, with a falling rate")
     parser.add_argument("--shards", type=int, default=40, help="of 10,000 scenes, then again")
     parser.add_argument("--workers", type=int, default=0, help="processes that render scenes first")
     parser.add_argument("--save_every", type=int, default=250, help="steps between checkpoints")
@@ -219,7 +222,10 @@ def main() -> None:
     args = parser.parse_args()
     logging.set_verbosity(logging.INFO)
     jax.config.update("jax_compilation_cache_dir", str(args.cache.resolve() / "programs"))
-    training = Training(RECIPES[args.recipe], args.cache, args.out, args.shards, args.workers)
+    recipe = RECIPES[args.recipe]
+    if args.cool:
+        recipe = dataclasses.replace(recipe, cool=(args.pictures - args.cool, args.pictures))
+    training = Training(recipe, args.cache, args.out, args.shards, args.workers)
     with GracefulStop() as stop:
         try:
             found = training.run(

@@ -36,7 +36,8 @@ class Recipe:
     small: pictures seen at 16² before those at full size. thing: weight of the error on a thing's
     pixels. optimizer: "adamw", "muon" or "schedule_free_adamw". seed: of the initial weights and of
     the noise. kind: the stage; an upscaler has the text encoder of the base beside it, which stays
-    as it is.
+    as it is. cool: pictures from which on the rate falls to zero in a line, and where it ends; the
+    average is `COOL_EMA` then, which has forgotten the rest of the run.
     """
 
     channels: tuple[int, ...] = (48, 96, 192)
@@ -51,6 +52,7 @@ class Recipe:
     ema: float = 0.999
     seed: int = 0
     kind: str = "base"
+    cool: tuple[int, int] = (0, 0)
 
     @property
     def unet(self) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class Recipe:
         """The recipe of the train step."""
         return train.Recipe(
             seed=self.seed,
-            ema_decay=self.ema,
+            ema_decay=COOL_EMA if any(self.cool) else self.ema,
             min_snr_gamma=self.min_snr,
             aug_levels=(0, 400) if self.kind == "upscaler" else (0, 0),
         )
@@ -80,10 +82,33 @@ class Recipe:
     def tx(self) -> optax.GradientTransformation:
         """The optimizer."""
         if self.optimizer == "muon":
-            return muon(self.learning_rate, OPTIMIZER["warmup_steps"])
-        given = {"name": self.optimizer, "learning_rate": self.learning_rate}
-        settings = ml_collections.ConfigDict(OPTIMIZER | given)
-        return optim.make(settings, num_steps=10**9)  # a constant rate: the end does not matter
+            rule = muon(self.learning_rate, OPTIMIZER["warmup_steps"])
+        else:
+            given = {"name": self.optimizer, "learning_rate": self.learning_rate}
+            settings = ml_collections.ConfigDict(OPTIMIZER | given)
+            rule = optim.make(settings, num_steps=10**9)  # constant: the end does not matter
+        return cooled(rule, *(number // self.rows for number in self.cool))
+
+
+def cooled(
+    rule: optax.GradientTransformation, first: int, end: int
+) -> optax.GradientTransformation:
+    """Returns the rule with updates that fall to zero in a line between two steps.
+
+    Its state is that of `rule`, whose own count of steps is read: a run that was begun without an
+    end is cooled from any checkpoint. `end` 0: the rule as it is.
+    """
+    if not end:
+        return rule
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = rule.update(updates, state, params)
+        counts = optax.tree_utils.tree_get_all_with_path(state, "count")
+        step = counts[0][1] - 1
+        share = jnp.clip((end - step) / (end - first), 0.0, 1.0)
+        return jax.tree.map(lambda x: x * share.astype(x.dtype), updates), state
+
+    return optax.GradientTransformation(rule.init, update)
 
 
 def muon(learning_rate: float, warmup: int) -> optax.GradientTransformation:
@@ -118,6 +143,8 @@ def muon(learning_rate: float, warmup: int) -> optax.GradientTransformation:
 
 
 NARROW = (16, 32, 64, 128)
+COOL_EMA = 0.99
+MIDDLE = (32, 64, 128, 160)
 RECIPES: dict[str, Recipe] = {
     "wide": Recipe(),
     "narrow": Recipe(channels=NARROW),
@@ -135,6 +162,9 @@ RECIPES: dict[str, Recipe] = {
     "wide EMA 0.99": Recipe(ema=0.99),
     # For an accelerator: with the upscaler 16 MB in float16.
     "long": Recipe(channels=(40, 80, 160), small=400_000, rows=128, learning_rate=1.4e-3),
-    "upscaler": Recipe(kind="upscaler", small=0, rows=8, learning_rate=8e-4),
+    # For a processor: four levels cost no more than three of the same channels.
+    "middle": Recipe(channels=MIDDLE, small=150_000),
+    "middle muon": Recipe(channels=MIDDLE, small=150_000, optimizer="muon", learning_rate=2e-3),
+    "upscaler": Recipe(kind="upscaler", start="shipped", small=0, rows=8, learning_rate=8e-4),
 }
 LOSS_TIMES = jnp.array([100, 300, 500, 700, 900])  # time steps at which held-out errors are taken

@@ -3,8 +3,10 @@
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # tools are scripts, not a package
@@ -54,3 +56,22 @@ def test_muon_steps_along_the_orthogonal_factor_of_a_kernel_and_leaves_biases_to
     length = 0.5 * (1 + 0.9 * 0.1 / 0.19)
     for path in ("a/bias", "t/embedding"):
         np.testing.assert_allclose(update[path], -length * np.sign(grads[path]), rtol=1e-3)
+
+
+def test_a_cooled_run_steps_by_a_rate_that_falls_to_zero_in_a_line():
+    """SGD of rate 1 on a gradient of ones: each step is the share itself, 1 at `first`, 0 at 4."""
+    rule = optax.chain(optax.scale_by_schedule(lambda count: -1.0), optax.identity())
+    tx = recipes.cooled(rule, 2, 4)
+    params = {"w": jnp.zeros(1)}
+    state, steps = tx.init(params), []
+    assert jax.tree.structure(state) == jax.tree.structure(rule.init(params))  # of any checkpoint
+    for _ in range(6):
+        updates, state = tx.update({"w": jnp.ones(1)}, state, params)
+        steps.append(-float(updates["w"][0]))
+    np.testing.assert_allclose(steps, [1, 1, 1, 0.5, 0, 0])
+
+
+def test_cooling_forgets_the_average_of_the_run_before_it():
+    recipe = recipes.Recipe(rows=10, ema=0.999, cool=(100, 200))
+    assert recipe.step_recipe.ema_decay == 0.99
+    assert recipes.Recipe(ema=0.999).step_recipe.ema_decay == 0.999
