@@ -22,13 +22,13 @@ def get_config(arg: str = "") -> config.ConfigDict:
     c.prior.num_images = 64
     c.prior.batch_size = 16  # as the grids' below: one compiled program draws both
     c.sample.batch_size = 16
-    c.sample.prompts = (  # places where the embedded photos do not show the subject, then its class
+    c.sample.prompts = (  # places where the embedded photos do not show the subject, a material
         "a {subject}",
         "a {subject} in the desert",
-        "a {subject} at night",
         "a {subject} at sunset",
         "a {subject} in the sky",
-        "a {subject} on a purple background",
+        "a {subject} at night",
+        "a gold {subject}",
         "{class_prompt}",
         "{class_prompt} in the desert",
     )
@@ -40,14 +40,14 @@ def get_config(arg: str = "") -> config.ConfigDict:
     c.train.sample_every = 100
     c.train.keep_weights_every = 100
     c.train.checkpoint_every = 100
-    c.optim.learning_rate = 2e-4
+    c.optim.learning_rate = 5e-4
     c.optim.warmup_steps = 20
     c.upscaler.num_steps = 100
     c.upscaler.batch_size = 4
     c.upscaler.learning_rate = 1e-4
 
     c.sampler.num_steps = 50
-    c.sampler.guidance_scale = 4.0
+    c.sampler.guidance_scale = 2.0
     c.sampler.upscaler_num_steps = 20
     c.sampler.upscaler_guidance_scale = 1.0
 
