@@ -232,7 +232,7 @@ def test_what_a_folder_was_made_with_binds_the_run(stages: dict[str, Path], tmp_
     with pytest.raises(configs.ConfigError) as caught:
         Workdir.open(tmp_path, configs.resolve(other))
     text = str(caught.value)
-    assert "optim.learning_rate: the run was started with 0.0002, now it is 0.5" in text
+    assert "optim.learning_rate: the run was started with 0.0005, now it is 0.5" in text
     assert "train.batch_size: " in text
     assert "seed: " in text
     assert (tmp_path / "config.json").read_text() == configs.to_json(c)
