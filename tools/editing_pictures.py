@@ -48,11 +48,11 @@ OUTLINES = (
 )  # fmt: skip
 # The bird in its own photos: the rectangle in pixels of 256², the way that it faces, its pose.
 BIRDS = {
-    "parrot_01.png": ((34, 42, 210, 240), "left", 0),
-    "parrot_02.png": ((70, 73, 218, 240), "right", 0),
-    "parrot_03.png": ((34, 58, 190, 240), "left", 0),
-    "parrot_04.png": ((41, 26, 218, 243), "left", 1),
-    "parrot_05.png": ((46, 72, 176, 233), "right", 1),
+    "parrot_01.png": ((22, 25, 222, 248), "left", 0),
+    "parrot_02.png": ((53, 51, 225, 244), "right", 0),
+    "parrot_03.png": ((28, 38, 206, 245), "left", 0),
+    "parrot_04.png": ((32, 14, 223, 244), "left", 1),
+    "parrot_05.png": ((43, 52, 195, 237), "right", 1),
 }
 SIDE = 128  # pixels of a photo, and of a cell of the sheet
 GAP, LEFT, LINE = 4, 92, 15
