@@ -40,13 +40,10 @@ _UNET = {
     "attention_head_dim": 2,
     "cross_attention_dim": 64,
 }
-_IF_UNET = {
-    "block_out_channels": [32, 64],
+_IF_UNET = _UNET | {
     "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
     "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
-    "layers_per_block": 1,
     "attention_head_dim": 16,
-    "cross_attention_dim": 64,
     "encoder_hid_dim": 128,
     "addition_embed_type_num_heads": 2,
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from folders import write_json
 
 from dreambooth_jax import pipeline, tree, weights
 from dreambooth_jax.models import layers, qwen3
@@ -112,10 +113,7 @@ def write_skeleton(folder: Path, captions: Iterable[str]) -> None:
         "transformer/config.json": FLOW,
         "vae/config.json": VAE | {"scaling_factor": 1.0, "shift_factor": 0.0},
     }
-    for name, content in files.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(folder, files)
 
 
 def initial(stage: pipeline.Stage, *, seed: int) -> tree.Flat:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,14 @@ def initial_text(network: layers.Network, seed: int) -> tree.Flat:
     return flat
 
 
+def write_json(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the files of a model folder, by their names in it."""
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=2) + "\n")
+
+
 def skeleton(out: Path, kind: str, unet: dict[str, Any]) -> None:
     """Writes all files of a stage's folder but the weights; the tokenizer is the shipped one."""
     limit = {"sample_max_value": 1.5 if kind == "base" else 1.0}
@@ -143,10 +152,7 @@ def skeleton(out: Path, kind: str, unet: dict[str, Any]) -> None:
     words = base if kind == "upscaler" and base.is_dir() else SHIPPED / "base" / "tokenizer"
     if words.resolve() != (out / kind / "tokenizer").resolve():
         shutil.copytree(words, out / kind / "tokenizer", dirs_exist_ok=True)
-    for name, content in files.items():
-        file = out / kind / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(out / kind, files)
 
 
 def initial(stage: pipeline.Stage, start: Path | None, *, seed: int = 0) -> tree.Flat:

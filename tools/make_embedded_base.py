@@ -206,6 +206,22 @@ class Training:
         return {"seconds": seconds, "seen": (steps - first) * recipe.rows, **check(state)}
 
 
+def run_to_its_end(training: Training, args: argparse.Namespace) -> None:
+    """Trains as a command does: compiled programs are kept, a signal saves and ends it."""
+    logging.set_verbosity(logging.INFO)
+    jax.config.update("jax_compilation_cache_dir", str(args.cache.resolve() / "programs"))
+    started = time.monotonic()
+    with GracefulStop() as stop:
+        try:
+            found = training.run(
+                args.pictures, save_every=args.save_every, check_every=args.check_every, stop=stop
+            )
+        except Interrupted as asked:
+            logging.info("%s", asked)
+            raise SystemExit(asked.exit_code) from None
+    logging.info("%s in %.0f s: %s", args.recipe, time.monotonic() - started, found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -220,21 +236,10 @@ def main() -> None:
     parser.add_argument("--save_every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--check_every", type=int, default=500, help="steps between errors")
     args = parser.parse_args()
-    logging.set_verbosity(logging.INFO)
-    jax.config.update("jax_compilation_cache_dir", str(args.cache.resolve() / "programs"))
     recipe = RECIPES[args.recipe]
     if args.cool:
         recipe = dataclasses.replace(recipe, cool=(args.pictures - args.cool, args.pictures))
-    training = Training(recipe, args.cache, args.out, args.shards, args.workers)
-    with GracefulStop() as stop:
-        try:
-            found = training.run(
-                args.pictures, save_every=args.save_every, check_every=args.check_every, stop=stop
-            )
-        except Interrupted as asked:
-            logging.info("%s", asked)
-            raise SystemExit(asked.exit_code) from None
-    logging.info("%s: %s", args.recipe, found)
+    run_to_its_end(Training(recipe, args.cache, args.out, args.shards, args.workers), args)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,13 @@ import numpy as np
 import optax
 from absl import logging
 from flow_folder import CHANNELS, PIXELS, initial, write_skeleton, write_weights
-from make_embedded_base import HELD_OUT_SEED, Training
+from make_embedded_base import HELD_OUT_SEED, Training, run_to_its_end
 from nouns import typical_captions
 from recipes import Recipe
 from recorded import Batches, Recorded
 
 from dreambooth_jax import families, pipeline, rng, tree, weights
 from dreambooth_jax.models import layers
-from dreambooth_jax.signals import GracefulStop
-from dreambooth_jax.train.loop import Interrupted
 
 KL_WEIGHT = 1e-4  # of a latent's divergence from N(0, 1), per number, beside the error per pixel
 FIRST_DEVIATION = 0.05  # of latents, before the autoencoder has learned anything
@@ -180,20 +177,8 @@ def main() -> None:
     parser.add_argument("--save_every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--check_every", type=int, default=250, help="steps between errors")
     args = parser.parse_args()
-    logging.set_verbosity(logging.INFO)
-    jax.config.update("jax_compilation_cache_dir", str(args.cache.resolve() / "programs"))
     recipe, given = RECIPES[args.recipe], (args.cache, args.out, args.shards)
-    training = FlowTraining(recipe, *given, coder_pictures=args.coder_pictures)
-    started = time.monotonic()
-    with GracefulStop() as stop:
-        try:
-            found = training.run(
-                args.pictures, save_every=args.save_every, check_every=args.check_every, stop=stop
-            )
-        except Interrupted as asked:
-            logging.info("%s", asked)
-            raise SystemExit(asked.exit_code) from None
-    logging.info("%s in %.0f s: %s", args.recipe, time.monotonic() - started, found)
+    run_to_its_end(FlowTraining(recipe, *given, coder_pictures=args.coder_pictures), args)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dreambooth_jax import adapt, files, generate, optim, precompile, sharding, tree
+from dreambooth_jax import adapt, files, generate, precompile, sharding, tree
 from dreambooth_jax import config as configs
 from dreambooth_jax.config import ConfigDict, Plan
 from dreambooth_jax.experiment.parts import holding
 from dreambooth_jax.experiment.parts import loading as setup
 from dreambooth_jax.experiment.parts.model import settings_of
 from dreambooth_jax.experiment.training import memory as budget
-from dreambooth_jax.experiment.training import shapes
+from dreambooth_jax.experiment.training import program, shapes
 from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.train import fleet, memory
 
@@ -139,24 +139,19 @@ def _of_many(
     step = shapes.step_of(plan, kind, stages, alone)
     over = fleet.mesh_of(devices, subjects=count)
     split, whole = NamedSharding(over, P("data")), sharding.replicated(over)
-    tx = optim.make(
-        own.optim,
-        num_steps=own.train.num_steps,
-        phases=step.recipe.phases,
-        is_text=step.stage.is_text,
-    )
+    tx = program.optimizer(own, step.stage, step.recipe)
 
-    def stacked(tree: Any) -> Any:
+    def stacked(part: Any) -> Any:
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=split), tree
+            lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=split), part
         )
 
-    program = fleet.compiled(step.stage, step.recipe, step.adapter, tx, mesh=over)
+    together = fleet.compiled(step.stage, step.recipe, step.adapter, tx, mesh=over)
     beside = {name: part for name, part in step.frozen.items() if name != "weights"}
     weights = shapes.on(whole, step.frozen["weights"])
     args = (stacked(step.run.state), weights, stacked(beside), stacked(step.batch))
     name = f"{kind}: fleet, {count // over.size} x {own.train.batch_size} row(s)"
-    return name, program, args
+    return name, together, args
 
 
 PROGRAMS = {"sample": _drawing, "train": _training, "fleet": _of_many}

@@ -75,6 +75,7 @@ def audit(plan: Plan, stages: Mapping[str, Stage]) -> Folders:
     sizes = [stage.size for stage in stages.values()]
     cut_to = photo_shapes.chosen(plan, stages["base"])
     looks = _Looks({"size": max(sizes), "strict": plan.subject.strict})
+    found: list[Audit] = []
     for images, noun, word in configs.subjects(plan):
         if adapt.makes_words(plan.adapt) and word != "auto":
             word = f"<{word.strip('<>')}>"  # what the text encoder knows is the new token
@@ -83,8 +84,9 @@ def audit(plan: Plan, stages: Mapping[str, Stage]) -> Folders:
         how: dict[str, Any] = {"crops": plan.subject.crops, "seed": plan.seed, "crop": crop}
         cuts = Cuts(None if cut_to else sizes, **how)
         folder = photo_folder(images)
-        looks.at(f"Photos of the subject, {noun}", folder, wanted, cuts, several=cut_to)
-    found, refused = [*looks.found], looks.refused
+        report = looks.at(f"Photos of the subject, {noun}", folder, wanted, cuts, several=cut_to)
+        found += [report] if report else []
+    refused = looks.refused
     own: dict[str, Audit] = {}
     if plan.prior.images:
         wanted = Wanted("optional", word=plan.subject.identifier, of_subject=False)
@@ -109,10 +111,9 @@ def audit(plan: Plan, stages: Mapping[str, Stage]) -> Folders:
 
 
 class _Looks:
-    """The audits of several folders: reports, cuts by folder, and the reports of those refused."""
+    """The audits of several folders: cuts by folder, and the reports of those refused."""
 
     def __init__(self, how: Mapping[str, Any]) -> None:
-        self.found: list[Audit] = []
         self.cuts: dict[Path, Cuts] = {}
         self.refused: list[str] = []
         self._how = how
@@ -136,7 +137,6 @@ class _Looks:
         logging.info("%s:\n%s", what, report)
         for warning in report.warnings:
             logging.warning("%s: %s", what, warning)
-        self.found.append(report)
         self.cuts[report.folder] = cuts
         return report
 

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from dreambooth_jax import checkpoint, optim, sharding, train, tree
+from dreambooth_jax import checkpoint, sharding, train, tree
 from dreambooth_jax.config import Plan, StageSettings
 from dreambooth_jax.data.class_images import ClassImages
 from dreambooth_jax.data.subject import Subject
@@ -102,9 +102,7 @@ def _learner(kind: str, member: Member) -> _Learner:
     trainable, frozen, recipe = program.start(own, stage, model.weights[kind], text, adapter)
     made = rows.batches(own, model, member.cast, member.classes, text=text)
     batch_at, _ = fine_tune.batches_with_tokens(own, stage, made, text, member.painter.identifiers)
-    tx = optim.make(
-        own.optim, num_steps=own.train.num_steps, phases=recipe.phases, is_text=stage.is_text
-    )
+    tx = program.optimizer(own, stage, recipe)
     checkpoints, kept = fine_tune.storage(
         own, plan, model, member.cast, member.classes, member.workdir
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from dreambooth_jax import adapt, generate, optim, sharding, train, tree
@@ -144,6 +145,13 @@ def start(
     return trainable, frozen, recipe
 
 
+def optimizer(c: StageSettings, stage: Stage, recipe: train.Recipe) -> optax.GradientTransformation:
+    """The update rule of a stage's settings, in the phases of what `start` gave."""
+    return optim.make(
+        c.optim, num_steps=c.train.num_steps, phases=recipe.phases, is_text=stage.is_text
+    )
+
+
 def step(
     c: StageSettings,
     stage: Stage,
@@ -165,9 +173,7 @@ def step(
         stage=stage,
         recipe=recipe,
         adapter=adapter,
-        tx=optim.make(
-            c.optim, num_steps=c.train.num_steps, phases=recipe.phases, is_text=stage.is_text
-        ),
+        tx=optimizer(c, stage, recipe),
         mesh=mesh,
         rules=c.sharding.rules or stage.family.sharding_rules,
         min_bytes=c.sharding.min_bytes,
