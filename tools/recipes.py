@@ -164,6 +164,8 @@ RECIPES: dict[str, Recipe] = {
     "long": Recipe(channels=(40, 80, 160), small=400_000, rows=128, learning_rate=1.4e-3),
     # For a processor: four levels cost no more than three of the same channels.
     "middle": Recipe(channels=MIDDLE, small=150_000),
+    # From what the package ships, towards a thing's shape: errors of little noise count less.
+    "middle on": Recipe(channels=MIDDLE, start="shipped", small=0, min_snr=5.0, thing=2.0),
     "middle muon": Recipe(channels=MIDDLE, small=150_000, optimizer="muon", learning_rate=2e-3),
     "upscaler": Recipe(kind="upscaler", start="shipped", small=0, rows=8, learning_rate=8e-4),
 }

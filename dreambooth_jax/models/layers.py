@@ -30,7 +30,7 @@ from dreambooth_jax.models.attention import attention as attention
 
 Array = jax.Array
 
-_CPU_POSITIONS = 64  # of an image up to which a convolution is a product on CPU: `bench/cpu.py`
+_CPU_POSITIONS = 4  # of an image up to which any convolution is a product on CPU
 
 
 def param(*shape: int) -> nnx.Param:
@@ -215,8 +215,8 @@ def convolve(x: Array, kernel: Any, *, stride: int, padding: tuple[int, int]) ->
             return _times(same(kernel.values), kernel.scale)
     kernel = kernel.astype(x.dtype)
     keeps = stride == 1 and sum(padding) == len(kernel) - 1
-    if keeps and len(kernel) > 1 and _few_positions_on_cpu(x):
-        return _as_product(x, kernel, padding)
+    if keeps and len(kernel) > 1 and _few_positions_on_cpu(x, kernel):
+        return as_product(x, kernel, padding)
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -226,13 +226,18 @@ def convolve(x: Array, kernel: Any, *, stride: int, padding: tuple[int, int]) ->
     )
 
 
-def _few_positions_on_cpu(x: Array) -> bool:
-    """Returns True where a CPU's gradients of a convolution take up to 4 times a product's time."""
+def _few_positions_on_cpu(x: Array, kernel: Array) -> bool:
+    """Returns True where a CPU's gradients of a convolution take up to 9 times a product's time.
+
+    That is at four positions; of more, the product is the faster one while all images together have
+    fewer positions than the kernel has channels (`bench/convolutions.py`).
+    """
     alone = target.device()[0] == "cpu" and target.parts() == (1, 1)
-    return alone and x.shape[1] * x.shape[2] <= _CPU_POSITIONS
+    positions = x.shape[1] * x.shape[2]
+    return alone and (positions <= _CPU_POSITIONS or len(x) * positions <= kernel.shape[-1])
 
 
-def _as_product(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
+def as_product(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
     """The same convolution, of stride 1, as one product of all neighbourhoods with the kernel."""
     _, height, width, channels = x.shape
     padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))

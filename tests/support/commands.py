@@ -31,7 +31,9 @@ from dreambooth_jax import report, sharding
 from dreambooth_jax.experiment.modes.table import MODES
 
 REPOSITORY = Path(__file__).parents[2]
-XLA_FLAGS = os.environ["XLA_FLAGS"]  # of tests/conftest.py
+XLA_FLAGS = (
+    f"{os.environ['XLA_FLAGS']} --xla_cpu_use_fusion_emitters=false"  # see tests/conftest.py
+)
 # All 8 devices; batches and weights are split, the small leaves of these models as well.
 MESH = {"mesh__data": 4, "mesh__fsdp": 2, "sharding__min_bytes": 0}
 _SMALL = {"unet": cascades.ONE_LEVEL, "text_encoder": {"num_layers": 1}}

@@ -3,6 +3,7 @@
 import runpy
 
 import jax
+import numpy as np
 import pytest
 
 
@@ -20,7 +21,10 @@ def test_every_family_has_a_step_of_few_narrow_blocks(bench, tmp_path):
 
 
 def test_compiling_takes_time_and_memory_of_a_process_of_its_own(bench):
+    held = np.ones(2**27)  # a GiB here is not the other process's
+    del held
     found = bench["measured"]("SD 1.5", "cpu", "small")
     assert found["used"] > 0.5
     assert found["clock"] > 0.5
-    assert 100 < found["before"] < found["peak"]
+    assert 100 < found["before"] < 1024
+    assert found["before"] < found["peak"]
