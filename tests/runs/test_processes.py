@@ -9,7 +9,6 @@ import math
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import commands
@@ -92,32 +91,6 @@ def test_eight_devices(one_device: tuple[Stages, Path], eight_devices: Path) -> 
     assert_same_export(eight_devices, reference, stages)
 
 
-def together(
-    flags: list[str], killed_at: str, *, host_timeout: int = 45
-) -> tuple[list[int], list[str], list[float]]:
-    """Codes, outputs and times of ending of two processes with 4 devices each.
-
-    killed_at: pattern of the first audit event at which process 1 kills itself.
-    """
-    flags = [*flags, f"--coordinator=127.0.0.1:{commands.free_port()}", "--num_processes=2"]
-    flags.append(f"--host_timeout={host_timeout}")
-    processes = [
-        commands.start([*flags, "--process_id=0"], devices=4),
-        commands.start(
-            [*flags, "--process_id=1"], devices=4, signalled=(int(signal.SIGKILL), killed_at, 1)
-        ),
-    ]
-    outputs, ended = ["", ""], [0.0, 0.0]
-    try:
-        for number in (1, 0):
-            outputs[number] = commands.finish(processes[number])
-            ended[number] = time.monotonic()
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], outputs, ended
-
-
 def test_two_processes(
     one_device: tuple[Stages, Path], eight_devices: Path, tmp_path: Path
 ) -> None:
@@ -133,7 +106,9 @@ def test_two_processes(
     # the first block is in the manifest, and is not drawn again.
     more = {"prior__num_images": 12, "prior__folder": str(folder / "prior")}
     first = commands.flags(stages, tmp_path / "first", **commands.MESH, **changed, **more)
-    codes, outputs, ended = together(first, rf"^open {folder}/prior/00011\.tmp", host_timeout=8)
+    codes, outputs, ended = commands.together(
+        first, rf"^open {folder}/prior/00011\.tmp", host_timeout=8
+    )
     assert codes[1] == -signal.SIGKILL, outputs[1][-3000:]
     assert codes[0] not in (0, None), outputs[0][-3000:]
     assert ended[0] - ended[1] < 120
@@ -147,7 +122,7 @@ def test_two_processes(
     others = rf"{folder}/(?!checkpoints|(prior|samples)/\S*\d\.tmp)"
     writes = rf"^(open {others}\S+ \S*[wax+]|os\.rename {others})"
     part = rf"^open {folder}/checkpoints/upscaler/\S*\b4\b\S* \S*[wax+]"
-    codes, outputs, ended = together(flags, f"{writes}|{part}", host_timeout=8)
+    codes, outputs, ended = commands.together(flags, f"{writes}|{part}", host_timeout=8)
     assert codes[1] == -signal.SIGKILL, outputs[1][-3000:]
     assert codes[0] not in (0, None), outputs[0][-3000:]
     assert ended[0] - ended[1] < 120
@@ -157,7 +132,7 @@ def test_two_processes(
     shutil.copytree(folder, fewer)
 
     already = len(commands.lines(folder, "upscaler"))
-    codes, outputs, _ = together(flags, writes)
+    codes, outputs, _ = commands.together(flags, writes)
     assert codes == [0, 0], "\n".join(output[-3000:] for output in outputs)
     # On from the last checkpoints.
     assert len(commands.lines(folder, "base")) == commands.STEPS["base"]

@@ -11,9 +11,11 @@ import math
 import os
 import re
 import runpy
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,15 +114,20 @@ def flags(stages: Mapping[str, Path | str], workdir: Path, /, **changed: Any) ->
 
 
 def start(
-    arguments: list[str], *, devices: int = 1, signalled: tuple[int, str, int] | None = None
+    arguments: list[str],
+    *,
+    devices: int = 1,
+    signalled: tuple[int, str, int] | None = None,
+    first: str = "",
 ) -> subprocess.Popen[str]:
     """The command in a process of its own.
 
-    signalled: number of the signal, pattern of the audit event, at which occurrence.
+    signalled: number of the signal, pattern of the audit event, at which occurrence; first: Python
+    that runs before it.
     """
     program = ["-m", "dreambooth_jax.main"]
-    if signalled:
-        program = ["-c", _SIGNALLED, *map(str, signalled)]
+    if signalled or first:
+        program = ["-c", f"{first}\n{_SIGNALLED}", *map(str, signalled or (0, "a^", 0))]
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
         cwd=REPOSITORY,
@@ -137,6 +144,32 @@ def run(arguments: list[str], *, expect: int = 0, **how: Any) -> str:
     output = finish(process)
     assert process.returncode == expect, output[-5000:]
     return output
+
+
+def together(
+    arguments: list[str], killed_at: str = "", *, host_timeout: int = 45, first: str = ""
+) -> tuple[list[int], list[str], list[float]]:
+    """Codes, outputs and times of ending of the command in two processes with 4 devices each.
+
+    killed_at: pattern of the first audit event at which process 1 kills itself; first: as `start`.
+    """
+    port = free_port()
+    arguments = [*arguments, f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    arguments.append(f"--host_timeout={host_timeout}")
+    end = (int(signal.SIGKILL), killed_at, 1) if killed_at else None
+    processes = [
+        start([*arguments, f"--process_id={k}"], devices=4, signalled=signalled, first=first)
+        for k, signalled in enumerate((None, end))
+    ]
+    outputs, ended = ["", ""], [0.0, 0.0]
+    try:
+        for number in (1, 0):
+            outputs[number] = finish(processes[number])
+            ended[number] = time.monotonic()
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], outputs, ended
 
 
 def free_port() -> int:
