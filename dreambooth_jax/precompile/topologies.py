@@ -1,5 +1,6 @@
 """Devices that are not here: TPU slices and NVIDIA GPUs, to build a mesh of."""
 
+import functools
 import importlib
 import logging
 import os
@@ -68,8 +69,14 @@ def _of_gpus(name: str, kind: str, count: str, *, hosts: int) -> list[Any]:
     logger = logging.getLogger("jax._src.xla_bridge")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    describe = functools.partial(topologies.get_topology_desc, kind, "cuda", **described)
     try:
-        return list(topologies.get_topology_desc(kind, "cuda", **described).devices)
+        try:
+            found = describe()
+        except NotImplementedError:  # jax looked for a GPU before, and gave its plugin up
+            importlib.import_module("jax_plugins.xla_cuda13").initialize()
+            found = describe()
+        return list(found.devices)
     except Exception as error:  # whatever the plugin raises
         raise _unknown(name, str(error).splitlines()[0]) from error
     finally:

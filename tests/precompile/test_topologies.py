@@ -1,6 +1,8 @@
 """Devices that are not here, and programs for TPUs against sizes that follow from their shapes."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from functools import partial
 
@@ -54,6 +56,20 @@ FLOAT32 = {
     "rtx4090": 82.6,
     "rtx5090": 104.8,
 }
+
+
+@nvidia
+def test_gpus_are_found_also_after_jax_looked_for_one_in_vain():
+    program = (
+        "import jax; jax.devices(); from dreambooth_jax import precompile; "
+        "print(precompile.topology('h100')[0].device_kind)"
+    )
+    told = ("JAX_PLATFORMS", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK")
+    env = {k: v for k, v in os.environ.items() if k not in told} | {"TPU_SKIP_MDS_QUERY": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.startswith("NVIDIA H100"), done.stderr[-2000:]
 
 
 @nvidia
