@@ -23,11 +23,11 @@ PADDING = (1, 1)
 Step = Callable[[], object]
 
 
-def forms(rows: int, size: int, channels: int) -> dict[str, Step]:
+def forms(rows: int, size: int, channels: int, dtype: str) -> dict[str, Step]:
     """The gradients with respect to the images and the kernel, each way, compiled."""
     random = np.random.default_rng(0)
-    x = jnp.asarray(random.normal(size=(rows, size, size, channels)), jnp.float32)
-    kernel = jnp.asarray(random.normal(size=(3, 3, channels, channels)), jnp.float32)
+    x = jnp.asarray(random.normal(size=(rows, size, size, channels)), dtype)
+    kernel = jnp.asarray(random.normal(size=(3, 3, channels, channels)), dtype)
 
     def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jax.lax.conv_general_dilated(
@@ -65,11 +65,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[2, 8, 32])
     parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--channels", type=int, nargs="+", default=[128, 320])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--seconds", type=float, default=0.1)
     args = parser.parse_args()
     print("| rows | size | channels | convolution ms | product ms | ratio |\n" + "|---" * 6 + "|")
     for rows, size, channels in itertools.product(args.rows, args.sizes, args.channels):
-        found = milliseconds(forms(rows, size, channels), args.seconds)
+        found = milliseconds(forms(rows, size, channels, args.dtype), args.seconds)
         one, other = found["convolution"], found["product"]
         ratio = one / other
         print(f"| {rows} | {size}² | {channels} | {one:.2f} | {other:.2f} | {ratio:.2f} |")

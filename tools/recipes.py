@@ -166,6 +166,10 @@ RECIPES: dict[str, Recipe] = {
     "middle": Recipe(channels=MIDDLE, small=150_000),
     # From what the package ships, towards a thing's shape: errors of little noise count less.
     "middle on": Recipe(channels=MIDDLE, start="shipped", small=0, min_snr=5.0, thing=2.0),
+    # And of all pixels again, or places lose their colours: to be cooled from its first picture.
+    "middle end": Recipe(
+        channels=MIDDLE, start="shipped", small=0, min_snr=5.0, learning_rate=7e-4
+    ),
     "middle muon": Recipe(channels=MIDDLE, small=150_000, optimizer="muon", learning_rate=2e-3),
     "upscaler": Recipe(kind="upscaler", start="shipped", small=0, rows=8, learning_rate=8e-4),
 }

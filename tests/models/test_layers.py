@@ -108,7 +108,7 @@ def test_gradients_of_one_head_at_a_time_are_those_of_the_whole(rng, monkeypatch
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("side", [8, 9])  # on CPU a product, and XLA's own convolution
+@pytest.mark.parametrize("side", [2, 9])  # on CPU a product, and XLA's own convolution
 @pytest.mark.parametrize("padding", [(1, 1), (0, 2)])
 def test_a_convolution_and_its_slopes_are_sums_over_neighbours(side, padding, rng):
     x, kernel = rng.normal(size=(2, side, side, 3)), rng.normal(size=(3, 3, 3, 4))
@@ -127,3 +127,17 @@ def test_a_convolution_and_its_slopes_are_sums_over_neighbours(side, padding, rn
     (_, found), slopes = jax.value_and_grad(call, has_aux=True)(jnp.asarray(kernel, jnp.float32))
     np.testing.assert_allclose(found, expected, atol=1e-4)
     np.testing.assert_allclose(slopes.reshape(9, 3, 4), slope, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "channels", "as_product"),
+    [(32, 2, 8, True), (2, 4, 32, True), (3, 4, 32, False), (1, 8, 32, False), (1, 8, 64, True)],
+)
+def test_on_a_cpu_a_convolution_is_a_product_where_positions_are_few(
+    rows, size, channels, as_product
+):
+    x, kernel = jnp.ones((rows, size, size, 4)), jnp.ones((3, 3, 4, channels))
+    same = partial(layers.convolve, stride=1, padding=(1, 1))
+    names = {equation.primitive.name for equation in jax.make_jaxpr(same)(x, kernel).eqns}
+    assert ("dot_general" in names) == as_product
+    assert ("conv_general_dilated" in names) == (not as_product)
