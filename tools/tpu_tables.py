@@ -142,18 +142,20 @@ def compile_row(folder: Path, name: str, row: Row) -> None:
 
 
 def table(folder: Path, names: list[str]) -> None:
-    head = "| | chip | fits | GiB | arguments | temporaries | TFLOP | GB moved | ms at least |"
-    print(f"{head} compiled in s |\n{'|---' * 10}|")
+    head = (
+        "| | chip | fits | GiB | arguments | temporaries | TFLOP | GB moved | sent | ms at least |"
+    )
+    print(f"{head} compiled in s |\n{'|---' * 11}|")
     for name in names:
         file = folder / name.replace(" ", "_").replace(",", "") / "precompile.json"
         if not file.is_file():
             continue
         (f,) = [precompile.Forecast(**told) for told in json.loads(file.read_text())]
         line = precompile.as_table([f]).splitlines()[1][len(f"{f.program:<34}") :].split()
-        fits, memory, _, _, arguments, temporaries, work, moved, least = line
+        fits, memory, _, _, arguments, temporaries, work, moved, sent, least = line
         seconds = f"{f.compile_seconds:.0f}"
-        cells = (name, f.device, fits, memory, arguments, temporaries, work, moved, least, seconds)
-        print(f"| {' | '.join(cells)} |")
+        cells = (name, f.device, fits, memory, arguments, temporaries, work, moved, sent, least)
+        print(f"| {' | '.join((*cells, seconds))} |")
 
 
 def main(rows: dict[str, Row], manual: str) -> None:

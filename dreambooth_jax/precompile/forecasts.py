@@ -30,6 +30,7 @@ class Forecast:
     Where the compiler gave up for lack of memory, only it is known. `moved` are bytes between
     memory and processor: of TPUs by the compiler's count, which has the body of a loop once, of
     GPUs by `traffic.moved`, which has all turns; `operations` are `flops.count` of all turns.
+    `between` are bytes that a GPU sends to others, by `traffic.between`; of TPUs it is not known.
     """
 
     program: str
@@ -44,6 +45,7 @@ class Forecast:
     aliased: float | None = None
     temporaries: float | None = None
     moved: float | None = None
+    between: float | None = None
     operations: float | None = None
     least_seconds: float | None = None  # by arithmetic or by bandwidth, whichever takes longer
     compile_seconds: float = 0.0
@@ -95,6 +97,8 @@ def read(
     aliased, temporaries = sizes.alias_size_in_bytes, sizes.temp_size_in_bytes
     memory = arguments + outputs - aliased + temporaries
     moved = costs.get("bytes accessed") or traffic.moved(compiled.as_text())
+    gpu = devices[0].platform == "gpu"
+    between = traffic.between(compiled.as_text()) if gpu else None
     least = None
     if chip is not None:
         least = max(operations / chip.flops, moved / chip.bandwidth)
@@ -111,6 +115,7 @@ def read(
         aliased=aliased,
         temporaries=temporaries,
         moved=moved,
+        between=between,
         operations=operations,
         least_seconds=least,
     )
@@ -122,9 +127,9 @@ def _called(device: Any) -> str:
 
 
 def as_table(forecasts: list[Forecast]) -> str:
-    """One line per program, sizes in GiB (memory) and GB (moved), all per device."""
+    """One line per program, sizes in GiB (memory) and GB (moved, sent), per device."""
     head = f"{'per device':<34}{'fits':>5}{'GiB':>8}{'beside':>8}{'of':>8}{'args':>8}{'temps':>8}"
-    lines = [f"{head}{'TFLOP':>9}{'GB moved':>10}{'ms at least':>13}"]
+    lines = [f"{head}{'TFLOP':>9}{'GB moved':>10}{'sent':>8}{'ms at least':>13}"]
     for f in forecasts:
         limit = _number(f.limit, 2.0**30)
         lines.append(
@@ -132,6 +137,7 @@ def as_table(forecasts: list[Forecast]) -> str:
             f"{f.beside / 2**30:>8.2f}{limit:>8}"
             f"{_number(f.arguments, 2.0**30):>8}{_number(f.temporaries, 2.0**30):>8}"
             f"{_number(f.operations, 1e12, 3):>9}{_number(f.moved, 1e9):>10}"
+            f"{_number(f.between, 1e9):>8}"
             f"{_number(f.least_seconds, 1e-3, 1):>13}"
         )
     return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""Bytes that a compiled program moves between memory and processor, added up from its text.
+"""Bytes that a compiled program moves, added up from its text.
 
-For compilers that do not tell, XLA's for GPUs. Each kernel reads its operands and writes its
-results once: a slice of an operand counts as the slice, what is updated in place as the update, a
-loop as all its turns. What a kernel reads twice because its caches are small is not seen.
+Between memory and processor, for compilers that do not tell, XLA's for GPUs: each kernel reads its
+operands and writes its results once, a slice of an operand counts as the slice, what is updated in
+place as the update, a loop as all its turns. What a kernel reads twice because its caches are small
+is not seen. Between devices: what each sends when a group of them passes parts on in a ring.
 """
 
 import dataclasses
@@ -21,6 +22,11 @@ _FREE = (
     " opt-barrier optimization-barrier domain add-dependency"
 ).split()
 _PARTS = ("dynamic-slice", "slice", "gather")
+# Devices that exchange: by number, as groups × members, or by axes of a mesh, whole or in part.
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_OF_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+_AXIS = re.compile(r"'([^']+)'(?:=(\d+)|:\(\d+\)(\d+))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +46,17 @@ class _Instruction:
 
 def moved(text: str) -> float:
     """Bytes on each device of a program, `compiled.as_text()`."""
-    return _Program(text).moved()
+    return _Memory(text).total()
+
+
+def between(text: str) -> float:
+    """Bytes that each device of the program sends to others."""
+    return _Links(text).total()
 
 
 class _Program:
+    """The sum of what its instructions cost, all turns of its loops."""
+
     def __init__(self, text: str):
         self.entry = ""
         self.computations: dict[str, dict[str, _Instruction]] = {}
@@ -58,8 +71,11 @@ class _Program:
                 here[instruction.name] = instruction
         self._of = functools.cache(self._computation)
 
-    def moved(self) -> float:
+    def total(self) -> float:
         return self._of(self.entry)
+
+    def _cost(self, x: _Instruction, here: dict[str, _Instruction]) -> float:
+        raise NotImplementedError
 
     def _computation(self, name: str) -> float:
         here = self.computations[name]
@@ -78,9 +94,41 @@ class _Program:
         if x.operation in ("call", "async-start"):
             key = "to_apply" if x.called("to_apply") else "calls"
             return sum(self._of(name) for name in x.called(key))
-        if x.operation == "fusion":
-            return self._fusion(x, here)
-        return _alone(x, here)
+        return self._cost(x, here)
+
+
+class _Links(_Program):
+    def _cost(self, x: _Instruction, here: dict[str, _Instruction]) -> float:
+        count = _members(x.rest)
+        operands = sum(_bytes(here[name].shape) for name in x.operands)
+        match x.operation.removesuffix("-start"):
+            case "all-gather":
+                return operands * (count - 1)
+            case "reduce-scatter" | "all-to-all":
+                return operands * (count - 1) / count
+            case "all-reduce":
+                return 2 * operands * (count - 1) / count
+            case "collective-permute":
+                return operands
+        return 0.0
+
+
+def _members(rest: str) -> int:
+    """How many devices exchange something with each other."""
+    if listed := _LISTED.search(rest):
+        return len(listed[1].split(","))
+    if counted := _COUNTED.search(rest):
+        return int(counted[1])
+    if of_mesh := _OF_MESH.search(rest):
+        sizes = {name: int(size) for name, size, _ in _AXIS.findall(of_mesh[1])}
+        own = _AXIS.findall(of_mesh[2])
+        return math.prod(int(part) if part else sizes[name] for name, _, part in own)
+    return 1
+
+
+class _Memory(_Program):
+    def _cost(self, x: _Instruction, here: dict[str, _Instruction]) -> float:
+        return self._fusion(x, here) if x.operation == "fusion" else _alone(x, here)
 
     def _fusion(self, x: _Instruction, here: dict[str, _Instruction]) -> float:
         inside = self.computations[x.called("calls")[0]]

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 import targets
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from dreambooth_jax import precompile, sharding
 from dreambooth_jax.precompile import traffic
@@ -94,3 +96,49 @@ def test_forecasts_of_gpus_have_bytes_too():
     assert found.device == "A100"
     assert (found.fits, found.arguments, found.moved) == (True, 1024 * 512 * 4, 1024 * 512 * 8)
     assert found.least_seconds == pytest.approx(1024 * 512 * 8 / 1555e9)
+
+
+@pytest.mark.parametrize(
+    ("names", "result", "shares"),
+    [
+        (P("fsdp"), P(), 7 / 8),  # all gather the parts of others
+        (P(None, "fsdp"), P(), 2 * 7 / 8),  # sums of parts, by all of them
+    ],
+)
+def test_what_each_gpu_sends_to_others(names, result, shares):
+    mesh = targets.mesh_of("h100:8", fsdp=8)
+    x = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=NamedSharding(mesh, names))
+    whole = NamedSharding(mesh, result)
+
+    def rows(x):  # of the first, [1024, 1024]; of the other, sums over the axis that is split
+        return x * 2 if names == P("fsdp") else jnp.outer(x.sum(1), jnp.ones(1024))
+
+    compiled = jax.jit(rows, out_shardings=whole).lower(x).compile()
+    numbers = 1024 * 1024 if names == P("fsdp") else 1024
+    assert traffic.between(compiled.as_text()) == pytest.approx(4 * numbers * shares)
+
+
+def test_turns_of_a_loop_send_each_time():
+    mesh = targets.mesh_of("h100:8", fsdp=8)
+    x = jax.ShapeDtypeStruct((8192, 8), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
+
+    def step(_, x):
+        return x * (1 + x.sum(0, keepdims=True))
+
+    compiled = jax.jit(lambda x: jax.lax.fori_loop(0, 5, step, x)).lower(x).compile()
+    assert traffic.between(compiled.as_text()) == pytest.approx(5 * 4 * 8 * 2 * 7 / 8)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    ["{{0,1,2,3},{4,5,6,7}}", "[2,4]<=[8]", "mesh['a'=2,'b'=4] {'b'}", "mesh['a'=8] {'a':(2)4}"],
+)
+def test_a_group_is_known_in_every_form_that_programs_have(groups):
+    text = f"""HloModule m
+
+ENTRY %main (p: f32[256]) -> f32[1024] {{
+  %p = f32[256]{{0}} parameter(0)
+  ROOT %g = f32[1024]{{0}} all-gather(%p), channel_id=1, replica_groups={groups}, dimensions={{0}}
+}}
+"""
+    assert traffic.between(text) == 3 * 1024
