@@ -114,7 +114,7 @@ class _Links(_Program):
 
 
 def _members(rest: str) -> int:
-    """How many devices exchange something with each other."""
+    """The number of devices that exchange something with each other."""
     if listed := _LISTED.search(rest):
         return len(listed[1].split(","))
     if counted := _COUNTED.search(rest):
