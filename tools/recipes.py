@@ -166,7 +166,8 @@ RECIPES: dict[str, Recipe] = {
     "middle": Recipe(channels=MIDDLE, small=150_000),
     # From what the package ships, towards a thing's shape: errors of little noise count less.
     "middle on": Recipe(channels=MIDDLE, start="shipped", small=0, min_snr=5.0, thing=2.0),
-    # And of all pixels again, or places lose their colours: to be cooled from its first picture.
+    # And with all pixels alike, cooled from its first picture: meant for places, which it left as
+    # they were (docs/embedded_base.md).
     "middle end": Recipe(
         channels=MIDDLE, start="shipped", small=0, min_snr=5.0, learning_rate=7e-4
     ),

@@ -96,9 +96,10 @@ def read(
     arguments, outputs = sizes.argument_size_in_bytes, sizes.output_size_in_bytes
     aliased, temporaries = sizes.alias_size_in_bytes, sizes.temp_size_in_bytes
     memory = arguments + outputs - aliased + temporaries
-    moved = costs.get("bytes accessed") or traffic.moved(compiled.as_text())
-    gpu = devices[0].platform == "gpu"
-    between = traffic.between(compiled.as_text()) if gpu else None
+    told, gpu = costs.get("bytes accessed"), devices[0].platform == "gpu"
+    text = compiled.as_text() if gpu or not told else ""
+    moved = told or traffic.moved(text)
+    between = traffic.between(text) if gpu else None
     least = None
     if chip is not None:
         least = max(operations / chip.flops, moved / chip.bandwidth)

@@ -75,6 +75,7 @@ class _Program:
         return self._of(self.entry)
 
     def _cost(self, x: _Instruction, here: dict[str, _Instruction]) -> float:
+        """The cost of an instruction that is no loop, branch or call; each count has its own."""
         raise NotImplementedError
 
     def _computation(self, name: str) -> float:
