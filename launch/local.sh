@@ -23,7 +23,7 @@ fi
 
 pids=()
 stop() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
-trap 'stop; wait' INT TERM
+trap 'stop; wait "${pids[@]}" || true' INT TERM
 for ((i = 0; i < count; i++)); do
   visible=CUDA_VISIBLE_DEVICES_$i
   [[ -z ${!visible:-} ]] || export CUDA_VISIBLE_DEVICES=${!visible}
@@ -32,10 +32,10 @@ for ((i = 0; i < count; i++)); do
   pids+=($!)
 done
 
+# Looks five times a second: `wait -n` misses a process that ends while another is waited for.
 status=0
 left=("${!pids[@]}")
 while [[ ${#left[@]} -gt 0 ]]; do
-  wait -n || true
   running=()
   for i in "${left[@]}"; do
     ended=0
@@ -48,14 +48,13 @@ while [[ ${#left[@]} -gt 0 ]]; do
       status=$ended
       echo "launch/local.sh: process $i ended with status $ended; stopping the others." >&2
       stop
-      (
-        sleep "${GRACE:-120}"
-        kill -KILL "${pids[@]}" 2>/dev/null
-      ) >/dev/null 2>&1 &
-      reaper=$!
+      deadline=$((SECONDS + ${GRACE:-120}))
     fi
   done
   left=("${running[@]}")
+  if [[ $status -ne 0 && $SECONDS -ge $deadline ]]; then
+    kill -KILL "${pids[@]}" 2>/dev/null || true
+  fi
+  sleep 0.2
 done
-[[ -z ${reaper:-} ]] || kill "$reaper" 2>/dev/null || true
 exit "$status"
