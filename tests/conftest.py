@@ -32,6 +32,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # gcsfs chooses on its import whether to speak gRPC as well, which the server of these tests does
 # not: it would wait for an answer from Google for ever.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+# OpenMP's threads, PyTorch's here, wait for each other by spinning: two workers of two threads each
+# took twice the time on two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 # The C library keeps what threads freed, an arena for each; workers grew to gigabytes by it.
 os.environ["MALLOC_ARENA_MAX"] = "2"
 

@@ -7,13 +7,15 @@ r"""Proof of a refactoring: small runs at another commit and in this tree, compa
 
 Each case is a run of the main command: class images, a few steps, samples, export. Compared are the
 arrays of all exported weight files and the pixels of class images and samples. Settings that are
-absent from the older tree are not written in a case. The results of a commit are kept in `--keep`
-(default: the user's cache folder), so that only this tree's runs are repeated. Models of Stable
-Diffusion and DeepFloyd IF are made by PyTorch diffusers (extra `parity`). Exit status 1 means that
-something differs and is not in `MEANT`.
+absent from the older tree are not written in a case. Both trees run the weights and photos that
+this one ships. The results of a commit are kept in `--keep` (default: the user's cache folder), so
+that only this tree's runs are repeated. Models of Stable Diffusion and DeepFloyd IF are made by
+PyTorch diffusers (extra `parity`). Exit status 1 means that something differs and is not in
+`MEANT`.
 """
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -30,9 +33,25 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).resolve().parent.parent
 PARENT = "64a2bab"  # the last commit before stages were cut into four parts
 
-# (regex of the case, regex of the array or picture, reason): differences that are meant.
-MEANT: tuple[tuple[str, str, str], ...] = (
-    ("lora", r"export/|samples/", "LoRA is computed beside the product: other rounding"),
+
+class Meant(NamedTuple):
+    """Differences that are meant: regex of case and of array or picture, how large, and why."""
+
+    case: str
+    name: str
+    limit: float
+    reason: str
+
+
+class Difference(NamedTuple):
+    """What differs, in words, and by how much: infinity for what has no counterpart."""
+
+    text: str
+    size: float
+
+
+MEANT: tuple[Meant, ...] = (
+    Meant("lora", r"export/|samples/", 1e-3, "LoRA is computed beside the product: other rounding"),
 )
 
 _TINY = (
@@ -46,21 +65,22 @@ _TINY = (
     "train.held_out_every=0",
     "optim.learning_rate=0.001",
     "subject.identifier=zib",
+    "sampler.guidance_scale=2.0",
     "export.dtype=float32",
 )
 _BASE = ("stages=('base',)",)
 _LATENT = ("upscaler_model=", *_BASE, "sampler.name=ddim", "train.held_out_every=2")
-# Name -> folder of the models ("" is the embedded cascade), settings; PHOTOS is a folder of noise.
+# Name -> folder of the models, settings; PHOTOS is a folder of noise.
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "full": ("", ("train.accumulate=2", "subject.crops=2", "subject.flip=True")),
-    "lora": ("", (*_BASE, "adapt.name=lora", "adapt.rank=2", "train.ema_decay=0.5")),
-    "inversion": ("", (*_BASE, "adapt.name=textual_inversion", "adapt.num_vectors=2")),
+    "full": ("embedded", ("train.accumulate=2", "subject.crops=2", "subject.flip=True")),
+    "lora": ("embedded", (*_BASE, "adapt.name=lora", "adapt.rank=2", "train.ema_decay=0.5")),
+    "inversion": ("embedded", (*_BASE, "adapt.name=textual_inversion", "adapt.num_vectors=2")),
     "pivotal": (
-        "",
+        "embedded",
         (*_BASE, "adapt.name=pivotal", "adapt.inversion_steps=1", "train.text_encoder=True"),
     ),
-    "several": ("", (*_BASE, "subject.others=(('PHOTOS', 'toy', 'auto'),)")),
-    "prediction": ("", (*_BASE, "prior.kind=prediction", "loss.min_snr_gamma=5.0")),
+    "several": ("embedded", (*_BASE, "subject.others=(('PHOTOS', 'toy', 'auto'),)")),
+    "prediction": ("embedded", (*_BASE, "prior.kind=prediction", "loss.min_snr_gamma=5.0")),
     "sd1": ("sd1", (*_LATENT, "optim.name=adamw8bit", "export.single_file=True")),
     "sd2": ("sd2", (*_LATENT, "loss.zero_terminal_snr=True", "sampler.name=dpmpp_2m")),
     "sdxl": (
@@ -76,10 +96,12 @@ def flags(name: str, models: Path, workdir: Path) -> list[str]:
     """Returns the command line of a case."""
     folder, settings = CASES[name]
     written = dict(line.split("=", 1) for line in _TINY)
-    if folder == "if":
+    if folder in ("if", "embedded"):
         written |= {f"{x}_model": str(models / folder / x) for x in ("base", "upscaler")}
-    elif folder:
+    else:
         written["base_model"] = str(models / folder)
+    if folder == "embedded":
+        written["subject.images"] = str(models / folder / "subject")
     written |= dict(line.split("=", 1) for line in settings)
     photos = str(models / "photos")
     settings = tuple(
@@ -93,7 +115,7 @@ def make_models(folder: Path) -> None:
     support = str(ROOT / "tests" / "support")
     for path in (str(ROOT), support):
         sys.path.insert(0, path)
-    if not (folder / "photos").is_dir() or not (folder / "if" / "upscaler").is_dir():
+    if not (folder / "photos" / "2.png").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         import latents
@@ -103,6 +125,8 @@ def make_models(folder: Path) -> None:
             latents.make(folder / variant, variant)
         for kind in ("base", "upscaler"):
             torch_cascades.make(folder / "if" / kind, kind)
+        for part in ("base", "upscaler", "subject"):
+            shutil.copytree(ROOT / "dreambooth_jax" / "assets" / part, folder / "embedded" / part)
         (folder / "photos").mkdir()
         noise = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
         for k, pixels in enumerate(noise):
@@ -158,34 +182,36 @@ def contents(workdir: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def differences(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> dict[str, str]:
+def differences(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> dict[str, Difference]:
     """Returns what differs, by name: absent, another shape or dtype, or the largest difference."""
-    told = dict.fromkeys(old.keys() - new.keys(), "only before")
-    told |= dict.fromkeys(new.keys() - old.keys(), "only now")
+    told = dict.fromkeys(old.keys() - new.keys(), Difference("only before", math.inf))
+    told |= dict.fromkeys(new.keys() - old.keys(), Difference("only now", math.inf))
     for name in old.keys() & new.keys():
         a, b = old[name], new[name]
         if (a.shape, a.dtype) != (b.shape, b.dtype):
-            told[name] = f"{a.dtype}{list(a.shape)} is now {b.dtype}{list(b.shape)}"
+            text = f"{a.dtype}{list(a.shape)} is now {b.dtype}{list(b.shape)}"
+            told[name] = Difference(text, math.inf)
         elif a.tobytes() != b.tobytes():
-            gap = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
-            told[name] = f"differs by up to {gap:.3g}"
+            gap = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())
+            told[name] = Difference(f"differs by up to {gap:.3g}", gap)
     return dict(sorted(told.items()))
 
 
-def unexplained(case: str, told: dict[str, str]) -> dict[str, str]:
-    """Returns the differences that `MEANT` does not name."""
-    return {
-        name: what
-        for name, what in told.items()
-        if not any(re.search(c, case) and re.search(n, name) for c, n, _ in MEANT)
-    }
+def explained(case: str, name: str, found: Difference) -> Meant | None:
+    """Returns what `MEANT` says of a difference, if it does."""
+    for meant in MEANT:
+        named = re.search(meant.case, case) and re.search(meant.name, name)
+        if named and found.size <= meant.limit:
+            return meant
+    return None
 
 
 def compare(case: str, before: Path, now: Path) -> bool:
     """Prints the verdict on one case; returns whether all is equal or meant."""
     old, new = contents(before), contents(now)
     told = differences(old, new)
-    left = unexplained(case, told)
+    meant = {name: explained(case, name, found) for name, found in told.items()}
+    left = {name: found for name, found in told.items() if meant[name] is None}
     weights = sum(".safetensors" in name for name in old)
     counted = f"{weights} arrays, {len(old) - weights} pictures"
     if not old:
@@ -195,11 +221,12 @@ def compare(case: str, before: Path, now: Path) -> bool:
         print(f"{case}: equal bit for bit ({counted})")
         return True
     print(f"{case}: {len(told)} of {len(old.keys() | new.keys())} differ ({counted})")
-    for name, what in list(left.items())[:10]:
-        print(f"  {name}: {what}")
-    for c, n, reason in MEANT:
-        if count := sum(bool(re.search(c, case) and re.search(n, name)) for name in told):
-            print(f"  {count} meant: {reason}")
+    for name, found in list(left.items())[:10]:
+        print(f"  {name}: {found.text}")
+    for each in MEANT:
+        sizes = [told[name].size for name, reason in meant.items() if reason is each]
+        if sizes:
+            print(f"  {len(sizes)} meant, by up to {max(sizes):.3g}: {each.reason}")
     return not left
 
 

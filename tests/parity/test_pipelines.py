@@ -215,6 +215,7 @@ def test_what_they_write_we_read_and_write_for_them(kind, written_by_them, tmp_p
     assert again.scheduler.config.variance_type == "fixed_small"
 
 
+@pytest.mark.long
 def test_the_main_command_on_their_cascade(written_by_them, tmp_path, monkeypatch):
     """Prior, both stages, resume, samples, export; PyTorch draws from the export what we draw."""
     folders = {kind: folder for kind, (folder, _) in written_by_them.items()}

@@ -47,7 +47,7 @@ def settings(repository, tmp_path_factory):
     return configs.resolve(c)
 
 
-@pytest.mark.parametrize("what", ["train", "sample"])
+@pytest.mark.parametrize("what", [pytest.param("train", marks=pytest.mark.long), "sample"])
 def test_a_gpu_s_program_has_cudnn_s_attention_and_nowhere_whole_scores(settings, what):
     targets.mesh_of("h100")  # skips without its compiler
     mesh = loading.make_mesh(settings, precompile.topology("h100"))

@@ -53,7 +53,12 @@ def assert_resumed_it_is_the_same(c, folder, dated):
     assert all(data == last[name] or name == dated for name, data in again.items())
 
 
-@pytest.mark.parametrize("variant", list(latents.VARIANTS))
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "variant", ["sd1", pytest.param("sd2", marks=LONG), pytest.param("sdxl", marks=LONG)]
+)
 def test_the_main_command(variant, tmp_path):
     model = latents.make(tmp_path / "model", variant)
     # The text encoders of one variant learn too; rows and weights of one are split.

@@ -49,6 +49,7 @@ MOMENTS = [
 ]
 
 
+@pytest.mark.long
 def test_kill_9(undisturbed: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
     stages, reference = undisturbed
     flags = commands.flags(stages, tmp_path / "run")

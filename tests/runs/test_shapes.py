@@ -59,6 +59,7 @@ def test_eight_devices_take_the_same_steps(tmp_path):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_and_resumed_is_the_same(tmp_path):
     c, folder = config(tmp_path), tmp_path / "run"
     report = commands.run_here(c, folder)

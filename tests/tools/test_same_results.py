@@ -46,21 +46,41 @@ def folder(root, *, bit=0, colour=7, dtype=np.float32):
 def test_one_bit_and_one_grey_level_are_seen(changed, expected, tmp_path):
     old = same_results.contents(folder(tmp_path / "old"))
     new = same_results.contents(folder(tmp_path / "new", **changed))
-    assert same_results.differences(old, new) == expected
+    found = same_results.differences(old, new)
+    assert {name: difference.text for name, difference in found.items()} == expected
 
 
 def test_the_sign_of_zero_and_absent_arrays_are_differences():
     old = {"a": np.array([0.0]), "b": np.array([1])}
     new = {"a": np.array([-0.0]), "c": np.array([1])}
     found = same_results.differences(old, new)
-    assert found == {"a": "differs by up to 0", "b": "only before", "c": "only now"}
+    assert found == {
+        "a": ("differs by up to 0", 0.0),
+        "b": ("only before", np.inf),
+        "c": ("only now", np.inf),
+    }
 
 
-def test_what_is_meant_is_named_by_case_and_array(monkeypatch):
-    monkeypatch.setattr(same_results, "MEANT", (("^sd", r"samples/", "another sampler"),))
-    told = {"samples/after/00_00.png": "differs", "export/x: a": "differs"}
-    assert same_results.unexplained("sd1", told).keys() == {"export/x: a"}
-    assert same_results.unexplained("full", told) == told
+def test_what_is_meant_is_named_by_case_and_array_and_bounded(monkeypatch):
+    meant = same_results.Meant("^sd", r"samples/", 2, "another sampler")
+    monkeypatch.setattr(same_results, "MEANT", (meant,))
+    picture, near = "samples/after/00_00.png", same_results.Difference("differs", 2)
+    assert same_results.explained("sd1", picture, near) is meant
+    assert same_results.explained("sd1", "export/x: a", near) is None
+    assert same_results.explained("full", picture, near) is None
+    assert same_results.explained("sd1", picture, near._replace(size=3)) is None
+    assert same_results.explained("sd1", picture, near._replace(size=np.inf)) is None
+
+
+def test_a_difference_that_is_not_meant_fails_the_case(tmp_path, monkeypatch, capsys):
+    meant = same_results.Meant("sd1", r"samples/", 2, "another sampler")
+    monkeypatch.setattr(same_results, "MEANT", (meant,))
+    old = folder(tmp_path / "old")
+    assert same_results.compare("sd1", old, folder(tmp_path / "near", colour=9))
+    assert "1 meant, by up to 2: another sampler" in capsys.readouterr().out
+    assert not same_results.compare("sd1", old, folder(tmp_path / "far", colour=10))
+    assert "samples/after/00_00.png: differs by up to 3" in capsys.readouterr().out
+    assert not same_results.compare("sd1", tmp_path / "absent", old)
 
 
 def test_every_case_is_a_command_line_of_known_settings():

@@ -1,104 +1,20 @@
 """The train step with real networks, of a single level: compiling is what takes the time here."""
 
-import dataclasses
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
-import cascades
 import collectives
 import jax
 import jax.numpy as jnp
+import layouts
 import numpy as np
 import pytest
+from layouts import LAYOUTS, TABLE, Run, adam_moments, restored, trained, unet_alone
 from toy_stage import batch, bits, optimizer, start
 
-from dreambooth_jax import adapt, families, pipeline, train, tree
-from dreambooth_jax.checkpoint import Checkpoints
-from dreambooth_jax.optim import moments
-
-ONE_LEVEL = {
-    "block_out_channels": [16],
-    "down_block_types": ["SimpleCrossAttnDownBlock2D"],
-    "up_block_types": ["SimpleCrossAttnUpBlock2D"],
-    "attention_head_dim": 8,  # two heads
-}
-CHOSEN = (("unet/(conv_in|time_embedding)/.*", False), ("unet/.*", True), (".*", False))
-TABLE = np.random.default_rng(2).normal(size=(2, 5, 32)).astype(np.float32)
-LAYOUTS = {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8), "tensor": (2, 2, 2)}
-# Of first and second layers of pairs.
-LORA = adapt.make(
-    SimpleNamespace(
-        name="lora",
-        rank=8,
-        alpha=None,
-        targets=r"unet/mid_block/.*/(to_[qkv]|to_out/0|add_[kv]_proj|conv[12])/kernel",
-        dora=False,
-        then="full",
-    ),
-    seed=0,
-)
+from dreambooth_jax import pipeline, train, tree
 
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pipeline.Stage]:
-    root = tmp_path_factory.mktemp("one_level")
-    folders = {
-        kind: cascades.make(root / kind, kind, unet=ONE_LEVEL) for kind in ("base", "upscaler")
-    }
-    return {kind: families.open_stage(str(folder), kind=kind) for kind, folder in folders.items()}
-
-
-def unet_alone(stage: pipeline.Stage) -> tree.Flat:
-    return tree.split(pipeline.read_weights(stage), lambda path: path.startswith("unet/"))[0]
-
-
-@dataclasses.dataclass
-class Run:
-    """A compiled program and what came out of its steps."""
-
-    program: train.Compiled
-    frozen: dict[str, tree.Flat]
-    state: train.TrainState
-    losses: np.ndarray
-    at_six: list[tuple[str, bytes]]
-
-    def go_on(self, state: train.TrainState, steps: range) -> tuple[train.TrainState, list[float]]:
-        """The state after `steps`, each with a batch of its own, and their losses."""
-        losses = []
-        for step in steps:
-            given = self.program.put_batch(batch(5, 3, seed=step, size=8))
-            state, metrics = self.program.step(state, self.frozen, given)
-            losses.append(float(metrics["loss"]))
-        return state, losses
-
-
-def trained(
-    stage: pipeline.Stage,
-    layout: str,
-    recipe: train.Recipe,
-    settings: SimpleNamespace,
-    *,
-    steps: int,
-    **how: Any,
-) -> Run:
-    """A run of `steps` in a layout, on a UNet whose chosen leaves are trained."""
-    program, state, frozen = start(
-        recipe,
-        settings,
-        stage=stage,
-        flat=unet_alone(stage),
-        rules=CHOSEN,
-        mesh=LAYOUTS[layout],
-        table=TABLE,
-        min_bytes=1024,
-        **how,
-    )
-    run = Run(program, frozen, state, np.zeros(0), [])
-    state, first = run.go_on(state, range(6))
-    at_six = bits(state)
-    state, others = run.go_on(state, range(6, steps))
-    return dataclasses.replace(run, state=state, losses=np.array(first + others), at_six=at_six)
+    return layouts.stages(tmp_path_factory.mktemp("one_level"))
 
 
 @pytest.fixture(scope="module")
@@ -180,18 +96,6 @@ def test_devices_tell_each_other_no_more_than_they_must(runs):
     assert all("transpose" in one.operation for one in whole)
 
 
-def adam_moments(state: train.TrainState) -> list[tree.Flat]:
-    found = [
-        part for part in jax.tree.leaves(state.opt_state, is_leaf=has_moments) if has_moments(part)
-    ]
-    assert len(found) == 1
-    return [found[0].mu, found[0].nu]
-
-
-def has_moments(part: object) -> bool:
-    return hasattr(part, "mu")
-
-
 def test_chosen_leaves_train_and_the_others_stay_bit_for_bit(runs, stages):
     weights = unet_alone(stages["base"])
     for run in runs.values():
@@ -210,88 +114,11 @@ def test_a_resumed_run_with_split_weights_is_the_uninterrupted_one(runs, stages,
     assert bits(state) == run.at_six
 
 
-@pytest.fixture(scope="module")
-def factors(stages) -> dict[str, Run]:
-    """Six steps of the base stage's LoRA, all moments coded."""
-    return coded(stages["base"], LORA)
-
-
-def coded(stage: pipeline.Stage, adapter: adapt.Adapter) -> dict[str, Run]:
-    """Six steps on one device and with split layers, all moments in 8 bits."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moments, "SMALLEST", 1)
-        settings = optimizer("adamw8bit", learning_rate=1e-3)
-        recipe = train.Recipe(seed=0, prior_loss_weight=0.5)
-        return {
-            layout: trained(stage, layout, recipe, settings, steps=6, adapter=adapter)
-            for layout in ("one", "tensor")
-        }
-
-
-def test_factors_and_coded_moments_are_split_with_their_layers(factors):
-    one, run = factors["one"], factors["tensor"]
-    np.testing.assert_allclose(run.losses, one.losses, rtol=1e-4)
-    first, second = 0, 0
-    for path, leaf in run.state.trainable.items():
-        parts = cut_alike(run.state, path, leaf)
-        *_, layer, kind = path.replace("to_out/0", "to_out").replace("/kernel", "").split("/")
-        if layer in ("to_out", "conv2"):
-            assert kind != "lora_down" or parts[-2] == 2, path
-            second += kind == "lora_down"
-        else:
-            assert kind != "lora_up" or parts[-1] == 2, path
-            first += kind == "lora_up"
-    assert (first, second) == (2 + 5, 2 + 1)  # of two residual blocks and an attention
-
-
-def cut_alike(state: train.TrainState, path: str, leaf: jax.Array) -> tuple[int, ...]:
-    """Into how many parts a leaf and the codes of its moments are cut along each axis."""
-    codes = [part[path].code for part in adam_moments(state)]
-    assert {code.dtype for code in codes} == {jnp.dtype("int8"), jnp.dtype("uint8")}
-    (parts,) = {
-        tuple(np.floor_divide(x.shape, x.addressable_shards[0].data.shape)) for x in (leaf, *codes)
-    }
-    return parts
-
-
-def test_coded_moments_of_whole_layers_are_split_with_them(runs, stages, tmp_path):
-    full = coded(stages["base"], adapt.FULL)
-    one, run = full["one"], full["tensor"]
-    np.testing.assert_allclose(run.losses, one.losses, rtol=1e-4)
-    assert one.losses[-1] != runs["one"].losses[-1]  # another optimizer
-    cut = {path: cut_alike(run.state, path, leaf) for path, leaf in run.state.trainable.items()}
-    split = {path for path, parts in cut.items() if max(parts) > 1}
-    assert {path for path in split if cut[path][-1] == 2} >= {
-        path for path in cut if path.endswith(("to_q/kernel", "conv1/kernel"))
-    }
-    assert (
-        sum(run.state.trainable[path].size for path in split) > tree.count(one.state.trainable) / 2
-    )
-    state = restored(tmp_path, run, one, stages["base"])
-    _, losses = one.go_on(state, range(3, 6))
-    np.testing.assert_allclose(losses, one.losses[3:6], rtol=1e-4)
-
-
-def test_what_is_saved_of_split_layers_goes_on_in_another_layout(runs, factors, stages, tmp_path):
-    for some, adapter, layout in ((runs, adapt.FULL, "fsdp"), (factors, LORA, "one")):
-        folder = tmp_path / layout
-        state = restored(folder, some["tensor"], some[layout], stages["base"], adapter)
-        _, losses = some[layout].go_on(state, range(3, 6))
-        np.testing.assert_allclose(losses, some["one"].losses[3:6], rtol=1e-4)
-
-
-def restored(
-    folder: Path, first: Run, then: Run, stage: pipeline.Stage, adapter: adapt.Adapter = adapt.FULL
-) -> train.TrainState:
-    """The state after three steps in one layout, saved, and restored into that of another run."""
-    trainable, _ = adapter.init(unet_alone(stage), CHOSEN)
-    state, _ = first.go_on(first.program.init(trainable), range(3))
-    with Checkpoints(folder, config={}) as saved:
-        saved.save(3, state)
-        found = saved.restore(then.program.state)
-    assert found is not None
-    assert bits(found[0]) == bits(state)
-    return found[0]
+def test_what_is_saved_of_split_layers_goes_on_in_another_layout(runs, stages, tmp_path):
+    then = runs["fsdp"]
+    state = restored(tmp_path, runs["tensor"], then, stages["base"])
+    _, losses = then.go_on(state, range(3, 6))
+    np.testing.assert_allclose(losses, runs["one"].losses[3:6], rtol=1e-4)
 
 
 def test_an_upscaler_gives_the_same_losses_on_one_device_and_on_eight(stages):
@@ -303,6 +130,7 @@ def test_an_upscaler_gives_the_same_losses_on_one_device_and_on_eight(stages):
             optimizer(learning_rate=1e-3),
             stage=stages["upscaler"],
             flat=flat,
+            rules=(("unet/(conv_in|mid_block)/.*", True), (".*", False)),
             mesh=LAYOUTS[layout],
             table=TABLE,
             min_bytes=1024,

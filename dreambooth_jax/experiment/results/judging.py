@@ -214,7 +214,10 @@ def _of_subject(pictures: Pictures, each: Words | None, words: Sequence[Words]) 
 
 
 def photos_of(plan: Plan) -> list[list[np.ndarray]]:
-    """The photos that each subject's pictures are compared with, as they are."""
+    """The photos that each subject's pictures are compared with, as they are.
+
+    They are decoded here, after the training: whole photos would take its memory until then.
+    """
     first, *others = (subjects.photo_folder(images) for images, _, _ in configs.subjects(plan))
     given = plan.evaluate.reference
     found = []
