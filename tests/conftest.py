@@ -8,6 +8,7 @@ import ctypes
 import gc
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,19 @@ def _memory_of_a_file() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+    _give_back()
+
+
+@pytest.fixture(autouse=True)
+def _memory_of_a_test() -> Iterator[None]:
+    """Gives back what a compiler has freed: half a GiB after a whole run."""
+    began = time.monotonic()
+    yield
+    if time.monotonic() - began > 5:
+        _give_back()
+
+
+def _give_back() -> None:
     if hasattr(_C, "malloc_trim"):  # of glibc: gives free memory back to the system
         _C.malloc_trim(0)
 

@@ -1,5 +1,6 @@
 """The comparison of runs: it sees one bit, a missing array, another dtype, and what is meant."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # tools are script
 import same_results
 
 from dreambooth_jax import config as configs
+from dreambooth_jax.models import layers
 
 
 def folder(root, *, bit=0, colour=7, dtype=np.float32):
@@ -81,6 +83,25 @@ def test_a_difference_that_is_not_meant_fails_the_case(tmp_path, monkeypatch, ca
     assert not same_results.compare("sd1", old, folder(tmp_path / "far", colour=10))
     assert "samples/after/00_00.png: differs by up to 3" in capsys.readouterr().out
     assert not same_results.compare("sd1", tmp_path / "absent", old)
+
+
+def test_what_is_undone_was_changed_after_the_other_commit(repository):
+    (one,) = same_results.UNDONE
+    known = ["git", "cat-file", "-e", f"{one.commit}~1"]
+    if subprocess.run(known, cwd=repository, capture_output=True).returncode:
+        pytest.skip("needs the repository's history")
+    assert same_results.undone_since(one.commit) == ()
+    assert same_results.undone_since(f"{one.commit}~1") == (one,)
+
+
+def test_convolutions_of_few_positions_are_as_they_were(monkeypatch):
+    monkeypatch.setattr(layers, "_few_positions_on_cpu", layers._few_positions_on_cpu)  # put back
+    picture, kernel = np.zeros((4, 8, 8, 16)), np.zeros((3, 3, 16, 16))
+    assert not layers._few_positions_on_cpu(picture, kernel)
+    (one,) = same_results.UNDONE
+    exec(one.lines, {})
+    assert layers._few_positions_on_cpu(picture, kernel)
+    assert not layers._few_positions_on_cpu(np.zeros((4, 8, 9, 16)), kernel)
 
 
 def test_every_case_is_a_command_line_of_known_settings():
