@@ -8,10 +8,10 @@ r"""Proof of a refactoring: small runs at another commit and in this tree, compa
 Each case is a run of the main command: class images, a few steps, samples, export. Compared are the
 arrays of all exported weight files and the pixels of class images and samples. Settings that are
 absent from the older tree are not written in a case. Both trees run the weights and photos that
-this one ships; what only rounds otherwise since the older one is undone here (`UNDONE`). The results of a commit are kept in `--keep` (default: the user's cache folder), so
-that only this tree's runs are repeated. Models of Stable Diffusion and DeepFloyd IF are made by
-PyTorch diffusers (extra `parity`). Exit status 1 means that something differs and is not in
-`MEANT`.
+this one ships; what only rounds otherwise since the older one is undone here (`UNDONE`). The
+results of a commit are kept in `--keep` (default: the user's cache folder), so that only this
+tree's runs are repeated. Models of Stable Diffusion and DeepFloyd IF are made by PyTorch diffusers
+(extra `parity`). Exit status 1 means that something differs and is not in `MEANT`.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Meant(NamedTuple):
 
 
 class Undone(NamedTuple):
-    """What a commit changed in rounding alone, and the lines of Python that undo it in this tree."""
+    """What a commit changed in rounding alone, and the lines of Python that undo it here."""
 
     commit: str
     reason: str
