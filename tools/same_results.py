@@ -114,6 +114,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "if": ("if", ("loss.learned_variance=fixed", "upscaler.num_steps=2")),
 }
+DONE = "same_results_done"  # of a finished case: its command line
 _PATHS = ("export/**/*.safetensors", "prior/**/*.png", "samples/*/*.png")
 
 
@@ -139,7 +140,8 @@ def make_models(folder: Path) -> None:
     support = str(ROOT / "tests" / "support")
     for path in (str(ROOT), support):
         sys.path.insert(0, path)
-    if not (folder / "photos" / "2.png").is_file():
+    last = folder / "photos" / "2.png"
+    if not last.is_file() or not (folder / "embedded").is_dir():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         import latents
@@ -189,7 +191,7 @@ def run(name: str, tree: Path, models: Path, workdir: Path, undone: Sequence[Und
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{shlex.join(command)}\n{done.stderr[-3000:]}\n{name}: failed in {tree}.")
-    (workdir / "same_results_done").touch()
+    (workdir / DONE).write_text(shlex.join(flags(name, models, workdir)))
     return time.monotonic() - began
 
 
@@ -295,7 +297,8 @@ def main() -> None:
     fine = True
     for case in asked.cases or CASES:
         before = asked.keep / commit / case
-        if not (before / "same_results_done").is_file():
+        done = before / DONE
+        if not done.is_file() or done.read_text() != shlex.join(flags(case, models, before)):
             print(f"{case}: {commit}, {run(case, tree, models, before):.0f} s", flush=True)
         print(
             f"{case}: this tree, {run(case, ROOT, models, here / case, undone):.0f} s", flush=True

@@ -53,11 +53,9 @@ def assert_resumed_it_is_the_same(c, folder, dated):
     assert all(data == last[name] or name == dated for name, data in again.items())
 
 
-LONG = pytest.mark.long
-
-
 @pytest.mark.parametrize(
-    "variant", ["sd1", pytest.param("sd2", marks=LONG), pytest.param("sdxl", marks=LONG)]
+    "variant",
+    [pytest.param(x, marks=[pytest.mark.long] if x != "sd1" else []) for x in latents.VARIANTS],
 )
 def test_the_main_command(variant, tmp_path):
     model = latents.make(tmp_path / "model", variant)
