@@ -50,7 +50,9 @@ NOUNS: dict[str, list[str]] = {
     "apple": _both("1f34e", "1f34f"),
     "robot": _both("1f916"),
 }
-WEIGHT = {"bird": 3.0}  # the class of the default subject: many looks, so it is shown more often
+# How much more often a noun is shown. The class of the default subject has many looks: each of them
+# is to be seen about as often as one of another noun.
+WEIGHT = {"bird": 10.0}
 SUBJECT = "f:1f99c"  # a parrot; no picture of a parrot is ever trained on
 # Subjects that are never trained on either, for studies: name -> (cut-out, class noun).
 HELD_OUT = {
