@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from dreambooth_jax import flops, sharding
 from dreambooth_jax.models import attention, kernels
 
+pytestmark = pytest.mark.compilers
 # What it is -> rows, queries, keys, heads, size of a head.
 SHAPES = {
     "SD 1.5 at 64²": (2, 4096, 4096, 8, 40),

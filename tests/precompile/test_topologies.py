@@ -18,6 +18,7 @@ from dreambooth_jax import chips, optim, precompile, sharding
 from dreambooth_jax.models import attention
 from dreambooth_jax.precompile import gpus
 
+pytestmark = pytest.mark.compilers
 tpus = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="needs libtpu (the extra precompile): it is the compiler",

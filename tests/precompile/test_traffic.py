@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from dreambooth_jax import precompile, sharding
 from dreambooth_jax.precompile import traffic
 
+pytestmark = pytest.mark.compilers
 N = 2**20  # numbers, 4 MiB
 
 

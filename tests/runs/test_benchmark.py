@@ -82,6 +82,7 @@ def stages(tmp_path_factory) -> dict[str, Path]:
     return commands.cascade(tmp_path_factory)
 
 
+@pytest.mark.long
 def test_stopped_anywhere_it_ends_with_the_same_scores(stages, copy, tmp_path, monkeypatch, caplog):
     judges.instead(monkeypatch)
     whole, broken = tmp_path / "whole", tmp_path / "broken"

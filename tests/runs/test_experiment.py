@@ -146,6 +146,7 @@ def test_odd_photos_no_class_images_scores_and_an_upscaler_left_as_it_is(
         assert {name.split("/")[0] for name in changed_names} == expected
 
 
+@pytest.mark.long
 def test_a_base_alone_with_its_text_encoder_after_a_full_disk(
     stages: dict[str, Path],
     tmp_path: Path,

@@ -56,6 +56,7 @@ def fleet(cascade, table, folder, **changed):
     return json.loads(commands.here(MODES["fleet"].function, c, folder).read_text())["subjects"]
 
 
+@pytest.mark.long
 def test_each_is_as_trained_alone_and_a_broken_folder_stops_its_subject_only(
     cascade, tmp_path, monkeypatch
 ):

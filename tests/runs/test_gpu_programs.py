@@ -13,6 +13,7 @@ from dreambooth_jax import precompile
 from dreambooth_jax.experiment.modes import precompile as mode
 from dreambooth_jax.experiment.parts import loading
 
+pytestmark = pytest.mark.compilers
 NARROW = {
     # Heads are counted by this name there: two of 16 numbers, then of 32.
     "unet/config.json": {

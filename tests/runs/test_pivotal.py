@@ -89,6 +89,7 @@ def test_the_model_moves_only_once_the_word_rests(tmp_path_factory, tmp_path):
         commands.here(MODES["export"].function, asked, tmp_path)
 
 
+@pytest.mark.long
 def test_diffusers_draws_the_same_from_the_export_and_from_the_files(tmp_path):
     pytest.importorskip("torch", reason="compares with PyTorch: extra `parity`")
     diffusers = pytest.importorskip("diffusers", reason="compares with diffusers: extra `parity`")

@@ -101,6 +101,7 @@ def test_signals_save_and_a_flipped_byte_is_refused(
     assert_as(folder, reference)
 
 
+@pytest.mark.long
 def test_more_steps_end_as_a_run_that_had_them_from_the_start(
     undisturbed: tuple[dict[str, Path], Path], tmp_path: Path
 ) -> None:

@@ -55,7 +55,9 @@ def drawn(stage, flat, prompts):
     return (sampler.batch(flat, text, prompts, [1, 2], None) + 1) / 2
 
 
-@pytest.mark.parametrize(("variant", "vectors"), [("sd1", 3), ("sdxl", 2)])
+@pytest.mark.parametrize(
+    ("variant", "vectors"), [("sd1", 3), pytest.param("sdxl", 2, marks=pytest.mark.long)]
+)
 def test_the_whole_command(variant, vectors, tmp_path):
     model = latents.make(tmp_path / "model", variant)
     c = commands.config(
