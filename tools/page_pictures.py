@@ -4,7 +4,7 @@
     python tools/page_pictures.py runs/bird docs
 
 The studio shows a copy of the run, beside a folder of the package's photos, the first with its
-mask: nothing is added to the run.
+mask: nothing is added to the run. Ends with status 1 if a page is not there.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from editing_pictures import BIRDS, outline
@@ -57,6 +57,9 @@ def show(browser: Tab, address: str, *, width: int, height: int, scheme: str = "
         f"location.href === {address!r} && document.readyState === 'complete' && "
         "[...document.images].every(image => image.complete || image.loading === 'lazy')"
     )
+    status = browser.value("performance.getEntriesByType('navigation')[0].responseStatus")
+    if status not in (0, 200):  # a file has none
+        raise SystemExit(f"{address} answered {status}; expected 200.")
     time.sleep(0.5)  # what is drawn by a script
 
 
@@ -77,13 +80,24 @@ def studio(runs: Path) -> Iterator[str]:
     with subprocess.Popen([*command, f"--token={TOKEN}"], stdout=subprocess.DEVNULL) as process:
         address = f"http://127.0.0.1:{port}"
         try:
-            for _ in range(600):
-                with contextlib.suppress(URLError), urlopen(f"{address}/?token={TOKEN}"):
-                    break
-                time.sleep(0.1)
+            _wait(address)
             yield address
         finally:
-            process.terminate()
+            process.kill()  # it would wait for the browser to leave
+
+
+def _wait(address: str, seconds: int = 60) -> None:
+    """Waits until a server answers, with whatever it may be."""
+    stop = time.monotonic() + seconds
+    while time.monotonic() < stop:
+        try:
+            with urlopen(address):
+                return
+        except HTTPError:  # without a token it lets nobody in
+            return
+        except URLError:
+            time.sleep(0.1)
+    raise SystemExit(f"{address} did not answer in {seconds} seconds.")
 
 
 def prepared(run: Path, runs: Path) -> None:
