@@ -2,9 +2,9 @@
 
 import json
 
-import judges
 import numpy as np
 import pytest
+import stand_in_judges
 from PIL import Image, PngImagePlugin
 
 from dreambooth_jax import config as configs
@@ -24,10 +24,10 @@ def plain(*rgb: int, size: tuple[int, int] = (6, 6)) -> np.ndarray:
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    judges.instead(monkeypatch)
+    stand_in_judges.instead(monkeypatch)
     return [
-        Features("efficientnet_lite0", judges.colours, judges.named_colours),
-        Distance("lpips_alex", judges.brightness),
+        Features("efficientnet_lite0", stand_in_judges.colours, stand_in_judges.named_colours),
+        Distance("lpips_alex", stand_in_judges.brightness),
     ]
 
 

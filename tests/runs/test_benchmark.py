@@ -9,9 +9,9 @@ from pathlib import Path
 
 import benchmark_copies
 import commands
-import judges
 import numpy as np
 import pytest
+import stand_in_judges
 from PIL import Image, ImageOps
 
 from dreambooth_jax import config as configs
@@ -84,7 +84,7 @@ def stages(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.long
 def test_stopped_anywhere_it_ends_with_the_same_scores(stages, copy, tmp_path, monkeypatch, caplog):
-    judges.instead(monkeypatch)
+    stand_in_judges.instead(monkeypatch)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     shared = {"prior__folder": str(tmp_path / "class images")}
     with caplog.at_level(logging.INFO, logger="absl"):
@@ -138,7 +138,7 @@ def test_stopped_anywhere_it_ends_with_the_same_scores(stages, copy, tmp_path, m
     # By hand, of the files: pictures of a prompt × photos, by their mean colours.
     made = [whole / "dog2" / "samples" / "after" / f"01_0{k}.png" for k in range(2)]
     photos = sorted((copy / "dataset" / "dog2").glob("*.jpg"))
-    a, b = (judges.colours(list(map(upright, files)), "") for files in (made, photos))
+    a, b = (stand_in_judges.colours(list(map(upright, files)), "") for files in (made, photos))
     cosines = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x in a for y in b]
     score = pick(subject["prompts"][prompts[1]], "subject_similarity")
     assert (score["value"], score["n"]) == (pytest.approx(np.mean(cosines)), 4)
@@ -150,7 +150,7 @@ def test_stopped_anywhere_it_ends_with_the_same_scores(stages, copy, tmp_path, m
 
 
 def test_what_cannot_run_is_told_before_anything_is_made(stages, copy, tmp_path, monkeypatch):
-    judges.instead(monkeypatch)
+    stand_in_judges.instead(monkeypatch)
     with pytest.raises(ValueError, match=r"benchmark\.data = ''.*git clone"):
         benchmark.run(settings(stages, copy, benchmark__data=""), tmp_path / "run")
     with pytest.raises(ValueError, match=r"'vase' is not in .* There are: dog, dog2"):
@@ -166,19 +166,19 @@ def test_what_cannot_run_is_told_before_anything_is_made(stages, copy, tmp_path,
 
 def test_scores_by_prompt_ask_every_judge_once(monkeypatch):
     """Photos are red; one prompt is drawn red, another half red."""
-    judges.instead(monkeypatch)
+    stand_in_judges.instead(monkeypatch)
     asked: list[int] = []
 
     def colours(pictures, label):
         asked.extend(map(id, pictures))
-        return judges.colours(pictures, label)
+        return stand_in_judges.colours(pictures, label)
 
     def brightness(first, second, label):
         asked.extend((id(a), id(b)) for a, b in zip(first, second, strict=True))
-        return judges.brightness(first, second, label)
+        return stand_in_judges.brightness(first, second, label)
 
     stand_ins = [
-        Features("efficientnet_lite0", colours, judges.named_colours),
+        Features("efficientnet_lite0", colours, stand_in_judges.named_colours),
         Distance("efficientnet_lite0", brightness),
     ]
     prompts = ["a zib red", "a zib red", "a zib blue", "a zib blue", "a thing"]

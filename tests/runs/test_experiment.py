@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import commands
 import jax
-import judges
 import numpy as np
 import pytest
+import stand_in_judges
 from PIL import Image
 
 from dreambooth_jax import config as configs
@@ -74,7 +74,7 @@ def test_odd_photos_no_class_images_scores_and_an_upscaler_left_as_it_is(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    judges.instead(monkeypatch)
+    stand_in_judges.instead(monkeypatch)
     changed = {"subject__images": str(photos), "stages": ("base",), "prior_loss_weight": 0.0}
     changed |= {"subject__held_out": 1, "train__held_out_every": 3, "train__keep_weights_every": 3}
     c = commands.config(stages, **changed, evaluate__at_end=True)
@@ -108,7 +108,9 @@ def test_odd_photos_no_class_images_scores_and_an_upscaler_left_as_it_is(
     assert drawn == {"before", "base-000003", "base-000006", "after"}
     found = {(s.measure, s.pictures): s for s in scores.read(folder / "scores.json")}
     a, b = (
-        judges.colours([np.asarray(Image.open(folder / "samples" / name / "01_00.png"))], "")
+        stand_in_judges.colours(
+            [np.asarray(Image.open(folder / "samples" / name / "01_00.png"))], ""
+        )
         for name in ("before", "after")
     )
     same = found["drift_similarity", "tuned"]  # "a bird", one picture each

@@ -7,9 +7,9 @@ from pathlib import Path
 import commands
 import jax
 import jax.numpy as jnp
-import judges
 import numpy as np
 import pytest
+import stand_in_judges
 from PIL import Image
 
 import dreambooth_jax
@@ -73,13 +73,13 @@ def test_sample_and_evaluate(done, monkeypatch):
     c = of_run(folder, sample__prompts=("a {subject} at night",), sample__num_images=1)
     made = commands.here(MODES["sample"].function, c, folder)
     assert pixels(made / "00_00.png").shape == (*PORTRAIT, 3)
-    judges.instead(monkeypatch)
+    stand_in_judges.instead(monkeypatch)
     file = commands.here(MODES["evaluate"].function, of_run(folder), folder)
     found = {(s.measure, s.pictures): s.value for s in scores.read(file)}
     photos = [pixels(file) for file in PHOTOS]
-    real = judges.colours(photos, "")
+    real = stand_in_judges.colours(photos, "")
     for name, grid in (("untouched", "before"), ("tuned", "after")):
-        (mean,) = judges.colours([pixels(folder / "samples" / grid / "00_00.png")], "")
+        (mean,) = stand_in_judges.colours([pixels(folder / "samples" / grid / "00_00.png")], "")
         cosines = real @ mean / np.linalg.norm(mean) / np.linalg.norm(real, axis=1)
         assert found["subject_similarity", name] == pytest.approx(np.mean(cosines))
 

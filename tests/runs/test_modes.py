@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import commands
-import judges
 import numpy as np
 import pytest
+import stand_in_judges
 import transformers
 from PIL import Image
 
@@ -97,19 +97,21 @@ def test_prompts_of_ones_own_and_the_untouched_model(done):
 
 def test_a_run_is_scored_by_its_own_grids_or_by_more_pictures(done, monkeypatch):
     _, folder = done
-    judges.instead(monkeypatch)
+    stand_in_judges.instead(monkeypatch)
     before = {path.name for path in (folder / "samples").iterdir()}
     file = commands.here(evaluate, of_run(folder), folder)
     assert {path.name for path in (folder / "samples").iterdir()} == before  # nothing is drawn
     found = {(s.measure, s.pictures): s for s in scores.read(file)}
     photos = sorted(Path(dreambooth_jax.__file__).parent.glob("assets/subject/*.png"))
-    real = judges.colours([np.asarray(Image.open(photo).convert("RGB")) for photo in photos], "")
+    real = stand_in_judges.colours(
+        [np.asarray(Image.open(photo).convert("RGB")) for photo in photos], ""
+    )
     for name, grid in (("untouched", "before"), ("tuned", "after")):
         picture, about = pictures(folder / "samples" / grid)["00_00.png"]
         assert about["prompt"] != "a bird"
         cosines = [
             x @ y / np.linalg.norm(x) / np.linalg.norm(y)
-            for x in judges.colours([picture], "")
+            for x in stand_in_judges.colours([picture], "")
             for y in real
         ]
         score = found["subject_similarity", name]

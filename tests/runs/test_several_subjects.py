@@ -7,9 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import commands
-import judges
 import numpy as np
 import pytest
+import stand_in_judges
 from PIL import Image
 
 from dreambooth_jax import config as configs
@@ -73,7 +73,7 @@ def done(tmp_path_factory):
         evaluate__at_end=True,
     )
     with pytest.MonkeyPatch.context() as patch:
-        judges.instead(patch)
+        stand_in_judges.instead(patch)
         commands.run_here(c, root / "run")
     return c, root
 
