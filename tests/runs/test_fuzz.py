@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import commands
+import jax
 import numpy as np
 import pytest
 
@@ -177,4 +178,5 @@ def test_a_run(finished: bool, tmp_path_factory: pytest.TempPathFactory, tmp_pat
         found[which] += 1
         # What a library's thread still writes after an error is left: each case has its own folder.
         shutil.rmtree(folder, ignore_errors=True)
+        jax.clear_caches()  # what each run compiled stays for its own functions alone: 50 MiB
     summary("finished run" if finished else "unfinished run", found)
