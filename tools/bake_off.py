@@ -21,8 +21,7 @@ import numpy as np
 from recipes import BAKE_OFF
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PICTURES, COOL = 20_800, 3_200  # of an arm; the last of them with a falling rate
-UNCOOLED = "EMA 0.999, not cooled"
+PICTURES = 20_800  # of an arm
 SHARDS = 3  # of 10,000 scenes
 JUDGED = ("--base_only", "--pairs", "64", "--steps", "20", "--sampler", "dpmpp_2m")
 COLUMNS = (
@@ -45,8 +44,7 @@ def folder_of(out: Path, arm: str) -> Path:
 def commands(cache: Path, out: Path, arm: str) -> dict[str, list[str]]:
     """The two commands of an arm, by what they leave in its folder."""
     folder = str(folder_of(out, arm))
-    cool = 0 if arm == UNCOOLED else COOL
-    numbers = {"pictures": PICTURES, "cool": cool, "shards": SHARDS, "save_every": 200}
+    numbers = {"pictures": PICTURES, "shards": SHARDS, "save_every": 200}
     numbers["check_every"] = 100 * 32 // BAKE_OFF[arm].rows
     flags = [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
     train = ["tools/make_embedded_base.py", str(cache), folder, "--recipe", f"bake-off: {arm}"]
@@ -73,7 +71,8 @@ def paces(curve: Sequence[dict[str, float]], *, rows: int, small: int) -> tuple[
 
     A line tells of the steps since the one before. Medians: a pause is not the pace.
     """
-    steps = [(line["step"], line["base/steps_per_second"]) for line in curve if _trained(line)]
+    rates = "base/steps_per_second"  # checks have none
+    steps = [(line["step"], line[rates]) for line in curve if rates in line]
     first, minutes = 0.0, 0.0
     found: dict[bool, list[float]] = {True: [], False: []}
     for step, rate in steps:
@@ -81,10 +80,6 @@ def paces(curve: Sequence[dict[str, float]], *, rows: int, small: int) -> tuple[
         minutes += (step - first) / rate / 60
         first = step
     return float(np.median(found[True])), float(np.median(found[False])), minutes
-
-
-def _trained(line: dict[str, float]) -> bool:
-    return "base/steps_per_second" in line
 
 
 def row(out: Path, arm: str) -> list[str]:

@@ -10,16 +10,12 @@ mask: nothing is added to the run. Ends with status 1 if a page is not there.
 import argparse
 import contextlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
 
 from editing_pictures import BIRDS, outline
 from PIL import Image
@@ -30,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"
 
 from browser import Tab, tab
 
-TOKEN = "pictures-of-pages"
 WIDE, PHONE = 1280, 390  # pixels of a window
 SCALE = 0.75  # of a picture, of its window
 PHOTOS = "parrot"
@@ -48,10 +43,7 @@ SHOTS = {
 
 def show(browser: Tab, address: str, *, width: int, height: int, scheme: str = "light") -> None:
     """Opens a page in a window of this size and waits until its pictures are there."""
-    sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    browser.call("Emulation.setDeviceMetricsOverride", **sizes)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.call("Emulation.setEmulatedMedia", features=features)
+    browser.window(width, height, scheme)
     browser.call("Page.navigate", url=address)
     browser.until(
         f"location.href === {address!r} && document.readyState === 'complete' && "
@@ -71,33 +63,18 @@ def picture(browser: Tab) -> Image.Image:
 
 
 @contextlib.contextmanager
-def studio(runs: Path) -> Iterator[str]:
-    """The address of a studio over `runs`, once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "dreambooth_jax.studio", str(runs), f"--port={port}"]
-    with subprocess.Popen([*command, f"--token={TOKEN}"], stdout=subprocess.DEVNULL) as process:
-        address = f"http://127.0.0.1:{port}"
+def studio(browser: Tab, runs: Path) -> Iterator[str]:
+    """The address of a studio over `runs`, which the browser has entered."""
+    command = [sys.executable, "-m", "dreambooth_jax.studio", str(runs), "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            _wait(address)
-            yield address
+            assert process.stdout is not None
+            address = process.stdout.readline().split()[-1]  # printed once it listens
+            browser.call("Page.navigate", url=address)  # its token becomes a cookie
+            browser.until("document.readyState === 'complete' && document.title !== ''")
+            yield address.partition("/?")[0]
         finally:
             process.kill()  # it would wait for the browser to leave
-
-
-def _wait(address: str, seconds: int = 60) -> None:
-    """Waits until a server answers, with whatever it may be."""
-    stop = time.monotonic() + seconds
-    while time.monotonic() < stop:
-        try:
-            with urlopen(address):
-                return
-        except HTTPError:  # without a token it lets nobody in
-            return
-        except URLError:
-            time.sleep(0.1)
-    raise SystemExit(f"{address} did not answer in {seconds} seconds.")
 
 
 def prepared(run: Path, runs: Path) -> None:
@@ -115,15 +92,12 @@ def prepared(run: Path, runs: Path) -> None:
 def of_studio(browser: Tab, runs: Path) -> dict[str, Image.Image]:
     """The pictures of the studio by the file's name."""
     found = {}
-    with studio(runs) as address:
-        browser.call("Page.navigate", url=f"{address}/?token={TOKEN}")  # the cookie
-        time.sleep(1)
+    with studio(browser, runs) as address:
         for name, (path, height, scheme) in SHOTS.items():
             show(browser, address + path, width=WIDE, height=height, scheme=scheme)
             found[name] = picture(browser)
         show(browser, f"{address}/new/{PHOTOS}", width=934, height=766)
-        button: Any = "document.querySelector('button[data-mask]')"
-        browser.click(button)
+        browser.click("document.querySelector('button[data-mask]')")
         browser.until("!!document.querySelector('#brush').open")
         time.sleep(1)
         found["studio_mask"] = picture(browser)

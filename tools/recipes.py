@@ -163,7 +163,7 @@ RECIPES: dict[str, Recipe] = {
 
 # The arms of `tools/bake_off.py`: the text encoder that ships, a fresh UNet, as many pictures in
 # each, most of them at 16². The first is what the others differ from in one thing.
-_FIRST = Recipe(channels=MIDDLE, small=16_000)
+_FIRST = Recipe(channels=MIDDLE, small=16_000, cool=(17_600, 20_800))
 BAKE_OFF = {
     "reference": _FIRST,
     "channels 16-32-64-128": dataclasses.replace(_FIRST, channels=(16, 32, 64, 128)),
@@ -176,7 +176,7 @@ BAKE_OFF = {
     "min-SNR 5": dataclasses.replace(_FIRST, min_snr=5.0),
     "thing 2": dataclasses.replace(_FIRST, thing=2.0),
     "19,200 at 16²": dataclasses.replace(_FIRST, small=19_200),
-    "EMA 0.999, not cooled": dataclasses.replace(_FIRST, ema=0.999),
+    "EMA 0.999, not cooled": dataclasses.replace(_FIRST, cool=(0, 0)),
 }
 RECIPES |= {f"bake-off: {name}": recipe for name, recipe in BAKE_OFF.items()}
 LOSS_TIMES = jnp.array([100, 300, 500, 700, 900])  # time steps at which held-out errors are taken

@@ -37,11 +37,7 @@ class Person:
         self.browser, self.address = browser, address
 
     def go(self, path, size="screen", scheme="light"):
-        width, height = WIDTHS[size]
-        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.browser.call("Emulation.setDeviceMetricsOverride", **sizes)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.browser.call("Emulation.setEmulatedMedia", features=features)
+        self.browser.window(*WIDTHS[size], scheme)
         self.follow(lambda: self.browser.call("Page.navigate", url=self.address + path))
 
     def follow(self, action):

@@ -66,10 +66,16 @@ class Tab:
 
     def open(self, page: Path, width: int, height: int) -> None:
         """Shows a file at the size of a phone or a screen, once all of it is there."""
-        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", **sizes)
+        self.window(width, height)
         self.call("Page.navigate", url=page.as_uri())
         self.until("document.readyState === 'complete'")
+
+    def window(self, width: int, height: int, scheme: str = "light") -> None:
+        """Makes the window this large, in pixels, of someone who likes pages "light" or "dark"."""
+        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **sizes)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", features=features)
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression gives in the page."""

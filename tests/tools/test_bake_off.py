@@ -21,7 +21,8 @@ def test_arms_are_the_reference_but_for_what_their_name_says():
     }
     assert len(changed) >= 9
     assert changed.pop("reference") == set()
-    assert changed.pop("EMA 0.999, not cooled") == set()  # 0.999 is what all average, not cooled
+    assert changed.pop("EMA 0.999, not cooled") == {"cool"}
+    assert recipes.BAKE_OFF["EMA 0.999, not cooled"].step_recipe.ema_decay == 0.999
     with_a_rate = {"Muon, 2e-3", "16 rows, 7e-4", "64 rows, 1.4e-3"}
     for arm, names in changed.items():
         other = names - ({"learning_rate"} if arm in with_a_rate else set())
@@ -30,8 +31,9 @@ def test_arms_are_the_reference_but_for_what_their_name_says():
 
 def test_all_arms_see_as_many_pictures_and_whole_batches():
     for recipe in recipes.BAKE_OFF.values():
-        for number in (bake_off.PICTURES, bake_off.COOL, recipe.small):
+        for number in (bake_off.PICTURES, recipe.small, *recipe.cool):
             assert number % recipe.rows == 0
+        assert recipe.cool[1] in (0, bake_off.PICTURES)
         assert recipe.small < bake_off.PICTURES
     folders = {bake_off.folder_of(Path("out"), arm) for arm in recipes.BAKE_OFF}
     assert len(folders) == len(recipes.BAKE_OFF)

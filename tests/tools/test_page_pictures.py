@@ -34,9 +34,7 @@ def test_a_page_that_is_not_there_ends_it(tmp_path):
     page_pictures.prepared(DEMO, tmp_path / "runs")
     with (
         tab(tmp_path / "profile") as browser,
-        page_pictures.studio(tmp_path / "runs") as address,
+        page_pictures.studio(browser, tmp_path / "runs") as address,
+        pytest.raises(SystemExit, match="/run/none answered 404; expected 200"),
     ):
-        browser.call("Page.navigate", url=f"{address}/?token={page_pictures.TOKEN}")
-        browser.until("document.readyState === 'complete' && document.title !== ''")
-        with pytest.raises(SystemExit, match="/run/none answered 404; expected 200"):
-            page_pictures.show(browser, f"{address}/run/none", width=400, height=300)
+        page_pictures.show(browser, f"{address}/run/none", width=400, height=300)
