@@ -7,7 +7,9 @@ A train step is forward, backward and AdamW on 2 rows; a sampler step is the for
 under guidance (2 rows). All float32, the same weights and inputs, 2 threads each. Each contestant
 is a process of its own that waits while another works; they take turns, and what is printed are
 medians of the ratios of neighbouring turns, with the smallest and largest. They have to agree on
-the first loss. PyTorch is the extra `parity`, in three forms: eager, eager with its images and
+the first loss. Ours also draws with products of factors rounded to bfloat16 (`config.products`),
+whose error is printed: of the sampler step's output, root mean square over root mean square.
+PyTorch is the extra `parity`, in three forms: eager, eager with its images and
 kernels in memory format channels_last, and torch.compile, which needs a C++ compiler and is left
 out where it does not work. Its aims are of the form that is fastest here.
 
@@ -43,6 +45,7 @@ SIZES = {
 }
 ROWS, TOKENS, GUIDANCE, RATE = 2, 77, 7.5, 1e-5
 AIMS = {("torch", "train"): 0.75, ("torch", "sample"): 0.70, ("flax", "train"): 0.5}
+ROUNDED = "ours, rounded"
 TORCH = ("torch", "torch channels_last", "torch.compile")
 QUIET = {"DIFFUSERS_VERBOSITY": "error"}
 KINDS = ("train", "sample")
@@ -133,9 +136,11 @@ def jax_steps(
     return {"train": train, "sample": lambda: float(drawn(held["state"][0], x, t, text))}
 
 
-def our_steps(folder: Path) -> dict[str, Run]:
+def our_steps(folder: Path, *, rounded: bool = False) -> dict[str, Run]:
+    import jax
+
     from dreambooth_jax import optim, weights
-    from dreambooth_jax.models import unet
+    from dreambooth_jax.models import products, unet
 
     config = json.loads((folder / "config.json").read_text())
     network = unet.build(config)
@@ -153,8 +158,22 @@ def our_steps(folder: Path) -> dict[str, Run]:
         weight_decay=1e-2,
         grad_clip=0.0,
     )
-    forward = lambda params, x, t, text: network.bind(params)(x, t, text)  # noqa: E731 - short
-    return jax_steps(forward, params, inputs(config), optim.make(settings, num_steps=1000))
+
+    def forward(params: Any, x: Any, t: Any, text: Any, *, rounded: bool = rounded) -> Any:
+        with products.rounded(rounded):
+            return network.bind(params)(x, t, text)
+
+    data = inputs(config)
+    if rounded:
+        given = (params, *(data[name] for name in ("x", "t", "text")))
+        exact, found = (
+            np.asarray(jax.jit(functools.partial(forward, rounded=on))(*given), np.float64)
+            for on in (False, True)
+        )
+        size = np.sqrt(np.mean(np.square(exact)))
+        error = np.sqrt(np.mean(np.square(found - exact)))
+        print(f"rounded to bfloat16: the output differs by {error / size:.2%} of its size")
+    return jax_steps(forward, params, data, optim.make(settings, num_steps=1000))
 
 
 def flax_steps(folder: Path) -> dict[str, Run]:
@@ -180,6 +199,7 @@ def flax_steps(folder: Path) -> dict[str, Run]:
 
 CONTESTANTS: dict[str, Callable[[Path], dict[str, Run]]] = {
     "ours": our_steps,
+    ROUNDED: functools.partial(our_steps, rounded=True),
     **{form: functools.partial(torch_steps, form=form) for form in TORCH},
     "flax": flax_steps,
 }
@@ -252,7 +272,7 @@ def started(folder: Path, args: argparse.Namespace) -> dict[str, Contestant]:
 
     They have to agree on the first loss.
     """
-    names = ["ours", *([] if args.without_torch else TORCH)]
+    names = ["ours", ROUNDED, *([] if args.without_torch else TORCH)]
     names += ["flax"] if args.flax_python else []
     pythons = {"flax": args.flax_python or ""}
     found, first = {}, {}
@@ -284,6 +304,8 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
     for turn in range(args.rounds):
         for kind in KINDS:
             for name in names if turn % 2 else names[::-1]:
+                if (name, kind) == (ROUNDED, "train"):
+                    continue  # which is the plain one's
                 seconds = all_of[name](kind, args.steps)[0]
                 taken.setdefault((name, kind), []).append(statistics.median(seconds))
     tell(names[1:], taken)
@@ -294,26 +316,29 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
 
 def tell(names: Sequence[str], taken: Mapping[tuple[str, str], Sequence[float]]) -> None:
     """Prints the table; an aim stands beside the fastest of PyTorch's forms."""
+    others = [name for name in names if name != ROUNDED]
     fastest = {
         kind: min(
-            (name for name in names if name in TORCH),
+            (name for name in others if name in TORCH),
             key=lambda name: statistics.median(taken[name, kind]),
             default=None,
         )
         for kind in KINDS
     }
+    pairs = [("ours", name, kind) for name in names for kind in KINDS if (name, kind) in taken]
+    pairs += [(ROUNDED, name, "sample") for name in others]
     print(f"\n| | ours, s | other, s | ours over other | least, most | aim |\n|{'---|' * 6}")
-    for name in names:
-        for kind in KINDS:
-            mine, its = taken["ours", kind], taken[name, kind]
-            ratios = [a / b for a, b in zip(mine, its, strict=True)]
-            group = "torch" if name in TORCH else name
-            aim = AIMS.get((group, kind), "") if name in ("flax", fastest[kind]) else ""
-            print(
-                f"| {kind}, {name} | {statistics.median(mine):.2f} | {statistics.median(its):.2f} "
-                f"| {statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f} "
-                f"| {aim} |"
-            )
+    for own, name, kind in pairs:
+        mine, its = taken[own, kind], taken[name, kind]
+        ratios = [a / b for a, b in zip(mine, its, strict=True)]
+        group = "torch" if name in TORCH else name
+        aim = AIMS.get((group, kind), "") if name in ("flax", fastest[kind]) else ""
+        told = f"{kind}, {name}" if own == "ours" else f"{kind}, {own} beside {name}"
+        print(
+            f"| {told} | {statistics.median(mine):.2f} | {statistics.median(its):.2f} "
+            f"| {statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f} "
+            f"| {aim} |"
+        )
 
 
 def main() -> None:

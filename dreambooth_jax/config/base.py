@@ -34,6 +34,8 @@ def _model(c: ConfigDict) -> None:
     """Adds the model, its precision, the stages to train, and the hub."""
     c.seed = 0  # of everything random: initial noise, time steps, rows drawn, class images
     c.dtype = "float32"  # in which networks compute; trained parameters are float32 anyway
+    # "bfloat16": both factors of float32 networks' products are rounded, sums are not: for drawing
+    c.products = "float32"  # on CPUs with avx512_bf16; elsewhere write dtype=bfloat16
     # "embedded", a diffusers folder, gs://…, a hub id owner/name[@…], or FILE.safetensors
     c.base_model = "embedded"  # with the whole model in its first authors' layout
     c.base_settings = ""  # folder or hub id with that file's settings; "" is its published model
@@ -208,6 +210,7 @@ def _devices(c: ConfigDict) -> None:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
+    "products": ("float32", "bfloat16"),
     "stages": ("base", "upscaler"),
     "subject.captions": ("prompt", "files"),
     "subject.masks": ("none", "files", "alpha"),

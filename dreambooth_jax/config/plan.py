@@ -312,6 +312,7 @@ class Settings:
 
     seed: int
     dtype: str
+    products: str
     base_model: str
     base_settings: str
     vae_model: str
@@ -344,6 +345,12 @@ class Settings:
     compile: Compile
     precompile: Precompile
     export: Export
+
+    @property
+    def arithmetic(self) -> str:
+        """The numbers that networks compute in, as the records of drawn pictures have them."""
+        rounded = self.products != "float32" and self.dtype == "float32"
+        return f"{self.dtype}, products {self.products}" if rounded else self.dtype
 
 
 @dataclasses.dataclass(frozen=True)
