@@ -10,15 +10,22 @@ trial is a run of the main program, kept in CACHE/study; what is finished is not
 prints Tables 1, 3, 4 and 5 of Ruiz et al. 2022 with our measures, which words name a subject best,
 what more steps do, and for each finding of the paper whether it holds here. Base stage alone (32²).
 
-Measures, each a mean over a trial's pictures; the mean over trials has a 95 % bootstrap interval
-that draws subjects again, then their seeds. Differences are between trials of the same subject and
-seed.
+Measures, each a mean over a trial's pictures (of `study_prompts.py`); the mean over trials has a
+95 % bootstrap interval that draws subjects again, then their seeds. Differences are between trials
+of the same subject and seed.
 
 * subject: cosine of EfficientNet-Lite0 features, pictures of the subject's prompts × all 5 photos;
 * prompt: how many pictures of "a [V] [class] PLACE" are nearest to real composites of that place,
   by the whitened judge of `embedded_base.py`, %;
 * PRES: as subject, of pictures of the class alone. DIV: LPIPS (AlexNet) between pictures of the
-  same prompt with the subject. Both are the paper's formulas with other encoders.
+  same prompt with the subject. Both are the paper's formulas with other encoders;
+* application: how many pictures of the subject in gold or in wood, as a pencil drawing or an oil
+  painting are nearest to real composites of that word, among all materials or styles, %;
+* drift: 1 − cosine between pictures of other nouns ("a fox") after training and before it, from the
+  same noise.
+
+The last column of what holds is a power estimate: subjects and seeds with which an interval would
+exclude 0, were mean and spread of the differences those found.
 """
 
 import argparse
@@ -29,29 +36,23 @@ from pathlib import Path
 from typing import Any
 
 import trials
-from nouns import HELD_OUT, UNSEEN_PLACES
+from nouns import HELD_OUT
 from PIL import Image
 from study_figures import page
 from study_jury import Jury
+from study_prompts import NOUNLESS, PROMPTS
 from study_tables import Found, report
 
 from dreambooth_jax.report import is_final
 
 SUBJECTS = ("parrot", "taxi", "poodle", "kimono", "black_cat", "palm")  # a noun each
-PROMPTS = (
-    "a {subject}",
-    *(f"a {{subject}} {place}" for place in UNSEEN_PLACES),
-    "{class_prompt}",
-    "{class_prompt} in the desert",
-    "{class_prompt} at night",
-)
-NOUNLESS = tuple(prompt.replace("{subject}", "{identifier}") for prompt in PROMPTS)
 # Per step two rows of the subject and, where there are class images, two of the class.
 USUAL: dict[str, Any] = {
     "optim__learning_rate": 5e-4,
     "train__batch_size": 4,
     "prior__num_images": 64,
-    "sampler__num_steps": 25,
+    "sampler__name": "dpmpp_2m",
+    "sampler__num_steps": 16,
     "sample__num_images": 2,
     "sample__prompts": PROMPTS,
 }

@@ -7,12 +7,21 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
-from study_jury import DIV, PRES, PROMPT, SUBJECT, Worth
+from study_jury import APPLICATION, DIV, DRIFT, PRES, PROMPT, SUBJECT, Worth
 
 from dreambooth_jax.evaluate import measures
 
 Key = tuple[str, int]  # subject, seed
-HEADS = {SUBJECT: "subject ↑", PROMPT: "prompt, % ↑", PRES: "PRES ↓", DIV: "DIV ↑"}
+UNDECIDED = "not decided"
+HEADS = {
+    SUBJECT: "subject ↑",
+    PROMPT: "prompt, % ↑",
+    APPLICATION: "application, % ↑",
+    PRES: "PRES ↓",
+    DIV: "DIV ↑",
+    DRIFT: "drift ↓",
+}
+PERCENT = (PROMPT, APPLICATION)
 # Table of the paper -> arms that it compares.
 TABLES = {
     "Table 1: the method": ("DreamBooth", "textual inversion"),
@@ -53,6 +62,13 @@ FINDINGS = (
             "no class images", "DreamBooth"),
     Finding("they cost some, after three times the steps", SUBJECT,
             "longer, no class images", "longer"),
+    Finding("class images keep other nouns as they were (drift)", DRIFT,
+            "no class images", "DreamBooth"),
+    Finding("prior by prediction keeps the class from looking like the subject, too", PRES,
+            "no class images", "prior by prediction"),
+    Finding("it keeps pictures diverse, too", DIV, "prior by prediction", "no class images"),
+    Finding("DreamBooth renders materials and styles better than textual inversion", APPLICATION,
+            "DreamBooth", "textual inversion"),
     Finding("the right noun is nearer to the subject than a wrong one", SUBJECT,
             "DreamBooth", "wrong noun"),
     Finding("the right noun is nearer to the subject than none", SUBJECT, "DreamBooth", "no noun"),
@@ -99,9 +115,18 @@ class Found:
         self, measure: str, a: str, b: str, grids: tuple[str, str] = ("after", "after")
     ) -> measures.Estimate | None:
         """Of arm `a` less arm `b`, over the subjects and seeds that both have."""
+        return _estimate(self.differences(measure, a, b, grids))
+
+    def differences(
+        self, measure: str, a: str, b: str, grids: tuple[str, str] = ("after", "after")
+    ) -> dict[Key, float]:
+        """The same of each subject and seed."""
         first, second = self.of(a, grids[0]), self.of(b, grids[1])
-        both = [key for key in first if key in second]
-        return _estimate({key: first[key][measure] - second[key][measure] for key in both})
+        return {
+            key: first[key][measure] - second[key][measure]
+            for key in first
+            if key in second and measure in first[key]
+        }
 
 
 def _estimate(values: Mapping[Key, float]) -> measures.Estimate | None:
@@ -114,7 +139,7 @@ def _estimate(values: Mapping[Key, float]) -> measures.Estimate | None:
 def _shown(found: measures.Estimate | None, measure: str, *, sign: str = "") -> str:
     if found is None:
         return ""
-    digits = 1 if measure == PROMPT else 3
+    digits = 1 if measure in PERCENT else 3
     low, high = (f"{bound:.{digits}f}" for bound in (found.low, found.high))
     return f"{found.value:{sign}.{digits}f} [{low}, {high}]"
 
@@ -145,20 +170,35 @@ def report(found: Found) -> str:
             lines.append(_row(arm, [str(len(found.of(arm))), *cells]))
         lines.append("")
     lines += _steps(found)
-    lines += ["### What holds", "", *_header("finding of the paper", ["difference", "here"])]
+    heads = ["difference", "here", "trials", "trials that would decide"]
+    lines += ["### What holds", "", *_header("finding of the paper", heads)]
     for finding in FINDINGS:
-        difference = found.difference(finding.measure, finding.a, finding.b)
+        differences = found.differences(finding.measure, finding.a, finding.b)
+        difference = _estimate(differences)
         if difference is not None:
             shown = _shown(difference, finding.measure, sign="+")
-            lines.append(_row(finding.text, [shown, verdict(difference)]))
+            count = trials_that_decide(differences) if verdict(difference) == UNDECIDED else None
+            cells = [shown, verdict(difference), f"{len(differences)}", f"{count or ''}"]
+            lines.append(_row(finding.text, cells))
     return "\n".join(lines)
+
+
+def trials_that_decide(differences: Mapping[Key, float]) -> int | None:
+    """How many trials an interval of 95 % without 0 takes, if mean and spread stay as found.
+
+    `(1.96 · spread / mean)²`, spread of single trials; None of fewer than two, or a mean of 0.
+    """
+    values = np.array(list(differences.values()))
+    if len(values) < 2 or values.mean() == 0:
+        return None
+    return int(np.ceil((1.96 * values.std(ddof=1) / values.mean()) ** 2))
 
 
 def verdict(difference: measures.Estimate) -> str:
     """What an interval says about a difference that should be above 0."""
     if difference.low > 0:
         return "holds"
-    return "the reverse" if difference.high < 0 else "not decided"
+    return "the reverse" if difference.high < 0 else UNDECIDED
 
 
 def _steps(found: Found) -> list[str]:

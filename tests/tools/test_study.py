@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))  # scripts, not a package
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))  # scripts, not packages
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
-from study_tables import Found, report, verdict
+from study_prompts import NOUNLESS, PROMPTS, application
+from study_tables import Found, report, trials_that_decide, verdict
 
 from dreambooth_jax.evaluate.measures import Estimate
 
 SUBJECTS = ("owl", "cat", "jug")
 ALIKE = {"subject": 0.5, "prompt": 50.0, "PRES": 0.25, "DIV": 0.375}
+ALIKE |= {"application": 75.0, "drift": 0.125}
 
 
 def found(**shifted: dict[str, float]) -> Found:
@@ -57,9 +60,9 @@ def test_an_interval_decides_or_does_not(low, high, said):
 def test_tables_have_what_was_run_and_nothing_else():
     text = report(found(DreamBooth={}, no_class_images={"PRES": 0.25, "DIV": -0.25}))
     assert "| no class images | 6 | 0.516 [" in text
-    assert "looking like the subject (PRES) | +0.250 [0.250, 0.250] | holds |" in text
-    assert "diverse (DIV) | +0.250 [0.250, 0.250] | holds |" in text
-    assert "cost some likeness to the subject | +0.000 [0.000, 0.000] | not decided |" in text
+    assert "looking like the subject (PRES) | +0.250 [0.250, 0.250] | holds | 6 |  |" in text
+    assert "diverse (DIV) | +0.250 [0.250, 0.250] | holds | 6 |  |" in text
+    assert "cost some likeness to the subject | +0.000 [0.000, 0.000] | not decided | 6 |" in text
     assert "textual inversion" not in text
     assert "Steps" not in text
 
@@ -76,3 +79,28 @@ def test_the_first_step_that_loses_prompts_is_named():
     assert "Nearest to the subject at step 40" in text
     assert "untouched model from step 40 on" in text
     assert text.index("| 20 |") < text.index("| 40 |") < text.index("| 100 |")
+
+
+def test_how_many_trials_would_decide():
+    """Differences 1 and 3 have the mean 2 and the spread √2: (1.96·√2/2)² is 1.92, so 2."""
+    assert trials_that_decide({("owl", 0): 1.0, ("cat", 0): 3.0}) == 2
+    # 0 and 1: mean 1/2, spread √1/2, (1.96·√2)² = 7.7.
+    assert trials_that_decide({("owl", 0): 0.0, ("cat", 0): 1.0}) == 8
+    assert trials_that_decide({("owl", 0): 1.0}) is None
+    assert trials_that_decide({("owl", 0): -1.0, ("cat", 0): 1.0}) is None
+
+
+def test_prompts_are_told_apart_by_what_they_are_judged_for():
+    """Each of the applications is found again in what was drawn, of a noun or none; no other is."""
+    for written, subject in ((PROMPTS, "sma car"), (NOUNLESS, "sma")):
+        drawn = [
+            prompt.format(subject=subject, identifier="sma", class_prompt="a car")
+            for prompt in written
+        ]
+        found = {prompt: application(prompt, "sma") for prompt in drawn}
+        assert {prompt: key for prompt, key in found.items() if key} == {
+            f"a gold {subject}": "a gold",
+            f"a wooden {subject}": "a wooden",
+            f"a pencil drawing of a {subject}": "a pencil drawing of a",
+            f"an oil painting of a {subject}": "an oil painting of a",
+        }
