@@ -202,7 +202,7 @@ def verdict(difference: measures.Estimate) -> str:
 
 
 def _steps(found: Found) -> list[str]:
-    """A table by step of the longer arms, and from which step on prompts are followed less."""
+    """A table by step of the longer arms, and the first step at which prompts are followed less."""
     lines: list[str] = []
     for arm in ("longer", "longer, no class images"):
         steps = found.grids(arm)
@@ -219,7 +219,7 @@ def _steps(found: Found) -> list[str]:
             trend = _shown(lost, PROMPT, sign="+") if step else ""
             lines.append(_row(f"{step}", [f"{len(found.of(arm, grid))}", *cells, trend]))
         best = max(steps, key=lambda step: found.mean(arm, SUBJECT, steps[step]) or (0,))
-        since = f"from step {forgotten} on" if forgotten else "at no step"
+        since = f"at step {forgotten} for the first time" if forgotten else "at no step"
         nearest = f"Nearest to the subject at step {best}; prompts are followed less than by the"
         lines += ["", f"{nearest} untouched model {since}.", ""]
     return lines

@@ -2,7 +2,8 @@
 # A run on a Cloud TPU VM or a pod slice, from this machine: make or reuse the TPU, install there,
 # run on all its workers, follow the log; after a preemption make it again and go on.
 #
-#     launch/tpu_vm.sh --name=duck --zone=us-west4-a --type=v5litepod-16 --spot -- \
+#     launch/tpu_vm.sh --name=duck --zone=us-west4-a --type=v5litepod-16 --spot \
+#         --photos=photos/duck -- \
 #         --config=configs/sdxl.py --config.subject.images=photos/duck \
 #         --config.subject.class_noun=toy --workdir=gs://BUCKET/runs/duck
 #     launch/tpu_vm.sh --name=duck --zone=us-west4-a --delete

@@ -34,17 +34,18 @@ def _model(c: ConfigDict) -> None:
     """Adds the model, its precision, the stages to train, and the hub."""
     c.seed = 0  # of everything random: initial noise, time steps, rows drawn, class images
     c.dtype = "float32"  # in which networks compute; trained parameters are float32 anyway
-    # "bfloat16": both factors of float32 networks' products are rounded, sums are not: for drawing
-    c.products = "float32"  # on CPUs with avx512_bf16; elsewhere write dtype=bfloat16
-    # "embedded", a diffusers folder, gs://…, a hub id owner/name[@…], or FILE.safetensors
-    c.base_model = "embedded"  # with the whole model in its first authors' layout
+    # "bfloat16" rounds the inputs of matrix products and convolutions of float32 networks, not the
+    # sums: faster on CPUs with avx512_bf16. On accelerators write dtype=bfloat16 instead
+    c.products = "float32"  # precision of what is multiplied while pictures are drawn
+    # "embedded", a diffusers folder, gs://…, a hub id owner/name[@…], or one FILE.safetensors
+    c.base_model = "embedded"  # the model to fine-tune
     c.base_settings = ""  # folder or hub id with that file's settings; "" is its published model
     c.vae_model = ""  # another autoencoder: folder, file, gs://… or hub id; "" is the base's own
     c.clip_skip = 0  # last layers of CLIPs that prompts skip, as in diffusers (A1111 counts 1 more)
     c.upscaler_model = "embedded"  # second stage of a cascade: the same choices, or "" for none
     c.variant = ""  # of the weight files, "fp16" for ….fp16.safetensors; "" is the plain ones
     # Pixels along a side, or height and width: 512, or 768,512
-    c.resolution = config_dict.placeholder(object)  # of the pictures; None is the model's own
+    c.resolution = config_dict.placeholder(object)  # size of the pictures; None: the model's own
     c.stages = ("base", "upscaler")  # what is fine-tuned, in this order
 
     c.hub = ConfigDict()  # where models with a hub id or of gs://… come from
@@ -63,8 +64,8 @@ def _subject(c: ConfigDict) -> None:
     c.subject.masks = "none"  # "files": NAME.mask.png, white is the subject; "alpha": photo's own
     c.subject.strict = False  # an unusable file stops the run instead of being left out
     c.subject.held_out = 0  # photos, last by name, that are not trained on: the held-out loss's
-    # Place of the crop of all photos, (0.0, 0.5) is the top; () is around the mask, else the centre
-    c.subject.crop = ()  # (fy, fx), each from 0.0 to 1.0
+    # (fy, fx), each from 0.0 to 1.0: (0.0, 0.5) is the top; () is around the mask, else the centre
+    c.subject.crop = ()  # place of the crop of all photos
     c.subject.crops = 1  # crops per photo; 1 is the centre
     c.subject.flip = False  # mirrored copies too; never for writing or one-sided things
     c.data = ConfigDict()  # the shapes of photos
@@ -76,8 +77,8 @@ def _prior(c: ConfigDict) -> None:
     c.prior_loss_weight = 1.0  # λ of Ruiz et al. 2022, eq. 2; 0 trains without class images
     c.prior = ConfigDict()
     c.prior.kind = "images"  # "images": those of the base; "prediction": its own output is the aim
-    # Class images of each class noun; None follows the steps (`num_class_images`), of own ones all.
-    c.prior.num_images = config_dict.placeholder(int)  # about 1000 in the paper, "less can be used"
+    # None follows the steps (`num_class_images`), of own ones all; about 1000 in the paper
+    c.prior.num_images = config_dict.placeholder(int)  # class images of each class noun
     c.prior.images = ""  # a folder of your own class images; "": the untouched base draws them
     c.prior.batch_size = 32  # images per sampler call, all devices together
     c.prior.negative_prompt = ""  # guidance of drawn class images leads away from it
@@ -120,8 +121,8 @@ def _adapt(c: ConfigDict) -> None:
     # "full": the leaves themselves; "lora": low-rank changes; "textual_inversion": new tokens
     # alone; "pivotal": new tokens first, then the model around them
     c.adapt.name = "full"  # the way to adapt
-    # Path regex → train it? The first match wins; the denoiser is what is fine-tuned
-    c.adapt.train = (("{denoiser}/.*", True), (".*", False))  # {denoiser}: its component
+    # The first match wins; {denoiser} is the component that is fine-tuned
+    c.adapt.train = (("{denoiser}/.*", True), (".*", False))  # path regex → train it?
     c.adapt.num_vectors = 1  # new tokens that the identifier becomes, where some are trained
     c.adapt.initial_word = ""  # whose embedding they start from; "" is the class noun
     c.adapt.then = "full"  # second phase of "pivotal", after its tokens: "full", "lora"
@@ -131,11 +132,10 @@ def _adapt(c: ConfigDict) -> None:
     # Files of PEFT and diffusers, or of kohya's trainer; of the base stage
     c.adapt.lora_file = ""  # LoRA (safetensors file or its folder) that training begins from
     c.adapt.alpha = config_dict.placeholder(float)  # the change is scaled by α / rank; None is rank
-    # Regex of the kernels, among those that adapt.train chooses
-    c.adapt.targets = ""  # of LoRA; "" is the model family's own
-    # Of weights that are not trained: "file": their file's; "bfloat16", "float32"; "int8": kernels
-    # in 8 bits, a scale per output channel
-    c.adapt.frozen_dtype = "file"  # the dtype in which they are held
+    # Among those that adapt.train chooses; "" is the model family's own
+    c.adapt.targets = ""  # regex of the kernels that get LoRA
+    # "file": their file's; "bfloat16", "float32"; "int8": 8 bits and a scale per output channel
+    c.adapt.frozen_dtype = "file"  # dtype in which weights that are not trained are held
     # "": none, the model is not distilled; "none" trains a distilled model as it is
     c.adapt.assistant = ""  # LoRA file that undoes a distillation, in training alone
     c.adapt.dora = False  # LoRA with trained lengths of the output channels (Liu et al. 2024)
@@ -168,9 +168,9 @@ def _sampling(c: ConfigDict) -> None:
     c.sampler.name = "ddpm"  # the rule of a step; docs/sampling.md compares them
     c.sampler.num_steps = 100  # time steps per image, base stage
     c.sampler.guidance_scale = 7.0  # 1 is off; more follows the prompt more closely
-    # Of the levels: "leading", "linspace", "trailing", "karras", "exponential", or as the sampler
-    # or the model's files say
-    c.sampler.spacing = "model"  # of the levels that are visited
+    # "leading", "linspace", "trailing", "karras", "exponential"; "model" is as the sampler or the
+    # model's files say
+    c.sampler.spacing = "model"  # spacing of the noise levels that are visited
     c.sampler.guidance_rescale = 0.0  # share brought back to the contrast without guidance; 0 off
     c.sampler.guidance_interval = (0.0, 1.0)  # shares of the steps between which there is guidance
     c.sampler.threshold = "model"  # of x0_hat: "dynamic", "static", "none", or as its files say

@@ -42,7 +42,7 @@ def _edit(c: ConfigDict) -> None:
     c.edit.images = ""  # a photo, or a folder (gs://… too) of photos
     # "sdedit": the mask is drawn from noise, or the photo with noise; "inversion": the noise that
     # leads to the photo; "prompt_to_prompt": scenes that are drawn, with edit.images=""
-    c.edit.method = "sdedit"  # of the edit
+    c.edit.method = "sdedit"  # how an edit is drawn
     # "files": NAME.mask.png beside each photo, white is what changes; "alpha": what is opaque;
     # "none": the whole picture changes, cropped to the model's shape; found by the model itself:
     # "word": where the source prompt's noun shows; "difference": where prompts read other noise
@@ -52,10 +52,10 @@ def _edit(c: ConfigDict) -> None:
     c.edit.prompts = ("a {subject}",)  # as sample.prompts, of what is in the window afterwards
     c.edit.source_prompt = "a {class_noun}"  # of the photo or scene before: for the other methods
     # "" is the class noun for edit.masks=word, the words that differ for edit.local_blend=word
-    c.edit.word = ""  # of the source prompt, whose place is looked for
-    # Share of the sampling steps: 1 draws from noise alone, less keeps more of the photo
-    # None: 1.0 with a mask, 0.65 without, 0.5 with a cut-out, 0.64 by inversion
-    c.edit.strength = config_dict.placeholder(float)  # of the edit
+    c.edit.word = ""  # word of the source prompt whose place is looked for
+    # 1 draws from noise alone, less keeps more of the photo. None: 1.0 with a mask, 0.65 without,
+    # 0.5 with a cut-out, 0.64 by inversion
+    c.edit.strength = config_dict.placeholder(float)  # share of the steps that an edit takes
     c.edit.cutout = ""  # a photo of the subject with its mask: pasted first, then harmonised
     c.edit.cross_steps = 0.8  # share of these steps in which words follow those of the source
     c.edit.self_steps = 0.4  # in which the composition does: less lets shapes change more
@@ -83,13 +83,14 @@ def _evaluate(c: ConfigDict) -> None:
     c.evaluate.reference = ""  # folder of real photos; "" is subject.images
     c.evaluate.batch_size = 16  # pictures per call of a judge, all devices together
     c.evaluate.resamples = 1000  # draws behind an interval
-    # Where a judge's weights are: a folder in the layout of transformers, or a hub id …
+    # A folder in the layout of transformers, or a hub id; of the two CLIPs as well
     c.evaluate.dino_vits16 = "facebook/dino-vits16"  # the paper's own judge of subjects
-    c.evaluate.clip_vitb32 = "openai/clip-vit-base-patch32"  # the paper's of prompts, probably
-    c.evaluate.clip_vitl14 = "openai/clip-vit-large-patch14"  # larger: only if named
-    # … or a file; "" is the installed package's (extra: eval)
+    c.evaluate.clip_vitb32 = "openai/clip-vit-base-patch32"  # of prompts, probably the paper's
+    c.evaluate.clip_vitl14 = "openai/clip-vit-large-patch14"  # larger, used if named
+    # A file; "" is the installed package's (extra: eval)
     c.evaluate.efficientnet_lite0 = ""  # features of an ImageNet classifier
-    c.evaluate.lpips_alex = ""  # perceptual distance; or a folder with lpips' state dictionary
+    # A file, or a folder with lpips' state dictionary; "" as above
+    c.evaluate.lpips_alex = ""  # perceptual distance
     c.evaluate.lpips_vgg = ""  # the same over VGG16, slow: only if named
 
 
@@ -98,13 +99,13 @@ def _files(c: ConfigDict) -> None:
     c.precompile = ConfigDict()  # --mode=precompile: what programs would take on devices not here
     # TPUs by generation and chips a side, v6e:4x4, v4:2x2x1, v5p:2x2x2; GPUs by name and number,
     # h100:8, a100-40gb, a100-80gb, h200, b200, l4, l40s, rtx3090, rtx4090, rtx5090
-    c.precompile.topology = "v5e:2x2"  # of the accelerators
+    c.precompile.topology = "v5e:2x2"  # the accelerators to compile for
     c.precompile.num_slices = 1  # of these chips, or computers, with a slower network between them
     # "sample": drawing class images; "train": the step; "fleet": that of fleet.at_once subjects
     c.precompile.programs = ("sample", "train")  # what is compiled
     c.export = ConfigDict()
     c.export.dtype = "float16"  # of the exported weights: "float16", "bfloat16", "float32"
-    c.export.single_file = False  # Stable Diffusion: one file for A1111 and ComfyUI as well
+    c.export.single_file = False  # Stable Diffusion, FLUX.1: one file for A1111 and ComfyUI as well
     c.export.push_to_hub = ""  # "owner/name" of a model hub that the export is sent to; "" is none
     c.export.private = True  # a repository that is made there is seen by its owner alone
     # "model": the whole folder; "lora": its LoRA files; "auto": these, where there are some

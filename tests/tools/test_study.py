@@ -77,7 +77,7 @@ def test_the_first_step_that_loses_prompts_is_named():
         one.add(subject, 0, "longer", {"before": ALIKE, **grids, "after": grids["base-000100"]})
     text = report(one)
     assert "Nearest to the subject at step 40" in text
-    assert "untouched model from step 40 on" in text
+    assert "untouched model at step 40 for the first time" in text
     assert text.index("| 20 |") < text.index("| 40 |") < text.index("| 100 |")
 
 
