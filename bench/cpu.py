@@ -7,7 +7,7 @@ A train step is forward, backward and AdamW on 2 rows; a sampler step is the for
 under guidance (2 rows). All float32, the same weights and inputs, 2 threads each. Each contestant
 is a process of its own that waits while another works; they take turns, and what is printed are
 medians of the ratios of neighbouring turns, with the smallest and largest. They have to agree on
-the first loss. Ours also draws with products of factors rounded to bfloat16 (`config.products`),
+the first loss. Ours also draws with products of factors rounded to bfloat16 (`sampler.products`),
 whose error is printed: of the sampler step's output, root mean square over root mean square.
 PyTorch is the extra `parity`, in three forms: eager, eager with its images and
 kernels in memory format channels_last, and torch.compile, which needs a C++ compiler and is left
@@ -140,7 +140,8 @@ def our_steps(folder: Path, *, rounded: bool = False) -> dict[str, Run]:
     import jax
 
     from dreambooth_jax import optim, weights
-    from dreambooth_jax.models import products, unet
+    from dreambooth_jax.models import rounded as rounding
+    from dreambooth_jax.models import unet
 
     config = json.loads((folder / "config.json").read_text())
     network = unet.build(config)
@@ -160,7 +161,7 @@ def our_steps(folder: Path, *, rounded: bool = False) -> dict[str, Run]:
     )
 
     def forward(params: Any, x: Any, t: Any, text: Any, *, rounded: bool = rounded) -> Any:
-        with products.rounded(rounded):
+        with rounding.products(rounded):
             return network.bind(params)(x, t, text)
 
     data = inputs(config)
@@ -305,7 +306,7 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
         for kind in KINDS:
             for name in names if turn % 2 else names[::-1]:
                 if (name, kind) == (ROUNDED, "train"):
-                    continue  # which is the plain one's
+                    continue  # rounded products are for drawing alone
                 seconds = all_of[name](kind, args.steps)[0]
                 taken.setdefault((name, kind), []).append(statistics.median(seconds))
     tell(names[1:], taken)

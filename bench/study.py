@@ -24,12 +24,13 @@ of the same subject and seed.
 * drift: 1 − cosine between pictures of other nouns ("a fox") after training and before it, from the
   same noise.
 
-The last column of what holds is a power estimate: subjects and seeds with which an interval would
-exclude 0, were mean and spread of the differences those found.
+The last column of what holds is a power estimate: with how many subjects four of five studies would
+exclude 0, were the mean and the spread of subjects those found.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -117,8 +118,9 @@ def folder_of_photos(cache: Path, subject: str, seed: int, arm: Arm) -> Path:
 
 
 def folder_of(cache: Path, subject: str, seed: int, name: str, steps: int) -> Path:
-    """Where a trial is kept."""
-    return cache / "study" / f"{steps}-steps" / f"{subject}-{seed}-{name}".replace(" ", "_")
+    """Where a trial is kept: beside those of the same settings, or the mean would mix two kinds."""
+    usual = hashlib.sha256(repr(sorted(USUAL.items())).encode()).hexdigest()[:8]
+    return cache / "study" / f"{steps}-steps-{usual}" / f"{subject}-{seed}-{name}".replace(" ", "_")
 
 
 def trial(cache: Path, subject: str, seed: int, name: str, steps: int) -> trials.Trial:

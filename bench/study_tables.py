@@ -125,7 +125,7 @@ class Found:
         return {
             key: first[key][measure] - second[key][measure]
             for key in first
-            if key in second and measure in first[key]
+            if key in second and measure in first[key] and measure in second[key]
         }
 
 
@@ -162,7 +162,9 @@ def report(found: Found) -> str:
         lines += [f"### {title}", "", *_header("", ["trials", *HEADS.values()])]
         if title == "Table 1: the method":
             photos = _shown(found.mean("DreamBooth", SUBJECT, "photos"), SUBJECT)
-            lines.append(_row("the photos among themselves", ["", photos, "", "", ""]))
+            lines.append(
+                _row("the photos among themselves", [""] + [photos] + [""] * (len(HEADS) - 1))
+            )
             cells = [_shown(found.mean("DreamBooth", m, "before"), m) for m in HEADS]
             lines.append(_row("untouched", [str(len(found.of("DreamBooth"))), *cells]))
         for arm in present:
@@ -170,28 +172,32 @@ def report(found: Found) -> str:
             lines.append(_row(arm, [str(len(found.of(arm))), *cells]))
         lines.append("")
     lines += _steps(found)
-    heads = ["difference", "here", "trials", "trials that would decide"]
+    heads = ["difference", "here", "trials", "subjects that would decide"]
     lines += ["### What holds", "", *_header("finding of the paper", heads)]
     for finding in FINDINGS:
         differences = found.differences(finding.measure, finding.a, finding.b)
         difference = _estimate(differences)
         if difference is not None:
             shown = _shown(difference, finding.measure, sign="+")
-            count = trials_that_decide(differences) if verdict(difference) == UNDECIDED else None
+            count = subjects_that_decide(differences) if verdict(difference) == UNDECIDED else None
             cells = [shown, verdict(difference), f"{len(differences)}", f"{count or ''}"]
             lines.append(_row(finding.text, cells))
     return "\n".join(lines)
 
 
-def trials_that_decide(differences: Mapping[Key, float]) -> int | None:
-    """How many trials an interval of 95 % without 0 takes, if mean and spread stay as found.
+def subjects_that_decide(differences: Mapping[Key, float]) -> int | None:
+    """How many subjects it takes that an interval of 95 % excludes 0 in 80 % of studies.
 
-    `(1.96 · spread / mean)²`, spread of single trials; None of fewer than two, or a mean of 0.
+    `((1.96 + 0.84) · spread / mean)²`, of the means over each subject's seeds: more seeds of the
+    same subjects do not narrow what subjects differ by. None of one subject, or a mean of 0.
     """
-    values = np.array(list(differences.values()))
-    if len(values) < 2 or values.mean() == 0:
+    of_each: dict[str, list[float]] = {}
+    for (subject, _), value in differences.items():
+        of_each.setdefault(subject, []).append(value)
+    means = np.array([np.mean(values) for values in of_each.values()])
+    if len(means) < 2 or means.mean() == 0:
         return None
-    return int(np.ceil((1.96 * values.std(ddof=1) / values.mean()) ** 2))
+    return int(np.ceil(((1.96 + 0.84) * means.std(ddof=1) / means.mean()) ** 2))
 
 
 def verdict(difference: measures.Estimate) -> str:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from dreambooth_jax import rng, sharding, tree
 from dreambooth_jax.data import images
 from dreambooth_jax.diffusion import editing, guidance, sampler
-from dreambooth_jax.models import words
+from dreambooth_jax.models import rounded, words
 from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.progress import compiling, progress
 
@@ -35,6 +35,7 @@ class Settings:
     spacing: of the levels that are visited, "model" or one that `sampler.levels` knows.
     guidance_rescale: share, 0 to 1, of `guidance.classifier_free`.
     guidance_interval: shares of the steps between which there is guidance.
+    products: "bfloat16" rounds the factors of products of float32 networks (`models.rounded`).
     """
 
     name: str
@@ -46,13 +47,14 @@ class Settings:
     spacing: str = "model"
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    products: str = "float32"
 
     def told(self) -> dict[str, Any]:
         """The settings as they are kept beside pictures; without the later ones at their defaults.
 
         So pictures that were drawn before these settings existed are still known by theirs.
         """
-        later = ("spacing", "guidance_rescale", "guidance_interval")
+        later = ("spacing", "guidance_rescale", "guidance_interval", "products")
         usual = {field.name: field.default for field in dataclasses.fields(self)}
         told = dataclasses.asdict(self)
         told = {k: v for k, v in told.items() if k not in later or v != usual[k]}
@@ -149,6 +151,19 @@ def sample_batch(
         edits that follow their sources, which stand before them (`words.swap_at`).
       shards: how many devices share the rows.
     """
+    with rounded.products(settings.products == "bfloat16"):
+        return _drawn(params, table, rows, stage=stage, settings=settings, shards=shards)
+
+
+def _drawn(
+    params: Mapping[str, Array],
+    table: Any,
+    rows: Mapping[str, Array],
+    *,
+    stage: Stage,
+    settings: Settings,
+    shards: int,
+) -> Array:
     keys = jax.vmap(lambda seed: rng.named(jax.random.key(seed), f"sample/{stage.kind}"))(
         rows["seed"]
     )

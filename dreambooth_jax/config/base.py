@@ -34,9 +34,6 @@ def _model(c: ConfigDict) -> None:
     """Adds the model, its precision, the stages to train, and the hub."""
     c.seed = 0  # of everything random: initial noise, time steps, rows drawn, class images
     c.dtype = "float32"  # in which networks compute; trained parameters are float32 anyway
-    # "bfloat16" rounds the inputs of matrix products and convolutions of float32 networks, not the
-    # sums: faster on CPUs with avx512_bf16. On accelerators write dtype=bfloat16 instead
-    c.products = "float32"  # precision of what is multiplied while pictures are drawn
     # "embedded", a diffusers folder, gs://…, a hub id owner/name[@…], or one FILE.safetensors
     c.base_model = "embedded"  # the model to fine-tune
     c.base_settings = ""  # folder or hub id with that file's settings; "" is its published model
@@ -173,6 +170,9 @@ def _sampling(c: ConfigDict) -> None:
     c.sampler.spacing = "model"  # spacing of the noise levels that are visited
     c.sampler.guidance_rescale = 0.0  # share brought back to the contrast without guidance; 0 off
     c.sampler.guidance_interval = (0.0, 1.0)  # shares of the steps between which there is guidance
+    # "bfloat16" rounds the inputs of matrix products and convolutions of float32 networks, not the
+    # sums: faster on CPUs with avx512_bf16. On accelerators write dtype=bfloat16 instead
+    c.sampler.products = "float32"  # precision of what is multiplied while pictures are drawn
     c.sampler.threshold = "model"  # of x0_hat: "dynamic", "static", "none", or as its files say
     c.sampler.upscaler_num_steps = 50  # time steps per image, upscaler stage
     c.sampler.upscaler_guidance_scale = 4.0  # guidance of the upscaler stage
@@ -210,7 +210,6 @@ def _devices(c: ConfigDict) -> None:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
-    "products": ("float32", "bfloat16"),
     "stages": ("base", "upscaler"),
     "subject.captions": ("prompt", "files"),
     "subject.masks": ("none", "files", "alpha"),
@@ -228,6 +227,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optim.name": tuple(OPTIMIZERS),
     "optim.schedule": tuple(LR_SCHEDULES),
     "sampler.name": tuple(SAMPLERS),
+    "sampler.products": ("float32", "bfloat16"),
     "sampler.spacing": ("model", "leading", "linspace", "trailing", *BY_SIGMA),
     "sampler.threshold": tuple(THRESHOLDS),
     "log.to": ("jsonl", "tensorboard", "wandb", "trackio"),

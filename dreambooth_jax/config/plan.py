@@ -152,6 +152,7 @@ class Sampler:
     spacing: str
     guidance_rescale: float
     guidance_interval: tuple[float, float]
+    products: str
     threshold: str
     upscaler_num_steps: int
     upscaler_guidance_scale: float
@@ -312,7 +313,6 @@ class Settings:
 
     seed: int
     dtype: str
-    products: str
     base_model: str
     base_settings: str
     vae_model: str
@@ -345,12 +345,6 @@ class Settings:
     compile: Compile
     precompile: Precompile
     export: Export
-
-    @property
-    def arithmetic(self) -> str:
-        """The numbers that networks compute in, as the records of drawn pictures have them."""
-        rounded = self.products != "float32" and self.dtype == "float32"
-        return f"{self.dtype}, products {self.products}" if rounded else self.dtype
 
 
 @dataclasses.dataclass(frozen=True)

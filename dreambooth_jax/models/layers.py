@@ -25,7 +25,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from dreambooth_jax import kernels, tree
-from dreambooth_jax.models import products, target
+from dreambooth_jax.models import rounded, target
 from dreambooth_jax.models.attention import attention as attention
 
 Array = jax.Array
@@ -170,7 +170,7 @@ def multiply(x: Array, kernel: Any) -> Array:
 
 def _product(x: Array, kernel: Array) -> Array:
     kernel = kernel.astype(x.dtype)
-    return products.multiply(x, kernel) if products.are_rounded(x) else x @ kernel
+    return rounded.multiply(x, kernel) if rounded.are_on(x) else x @ kernel
 
 
 def _times(y: Array, factors: Array | None) -> Array:
@@ -220,17 +220,17 @@ def convolve(x: Array, kernel: Any, *, stride: int, padding: tuple[int, int]) ->
             return _times(same(kernel.values), kernel.scale)
     kernel = kernel.astype(x.dtype)
     keeps = stride == 1 and sum(padding) == len(kernel) - 1
-    plain = functools.partial(
-        jax.lax.conv_general_dilated,
+    if keeps and rounded.are_on(x) and rounded.gain_by_position(kernel):
+        return rounded.by_position(x, kernel, padding)
+    if keeps and len(kernel) > 1 and _few_positions_on_cpu(x, kernel):
+        return as_product(x, kernel, padding)
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
         window_strides=(stride, stride),
         padding=[padding] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    if keeps and products.are_rounded(x) and products.gain_as_products(kernel):
-        return products.by_position(x, kernel, padding, plain)
-    if keeps and len(kernel) > 1 and _few_positions_on_cpu(x, kernel):
-        return as_product(x, kernel, padding)
-    return plain(x, kernel)
 
 
 def _few_positions_on_cpu(x: Array, kernel: Array) -> bool:

@@ -12,7 +12,7 @@ from dreambooth_jax import tree, untrusted
 from dreambooth_jax.data import images
 from dreambooth_jax.diffusion import process
 from dreambooth_jax.diffusion.path import NoisePath
-from dreambooth_jax.models import layers, products
+from dreambooth_jax.models import layers
 from dreambooth_jax.pipeline.family import Family
 from dreambooth_jax.pipeline.frame import Frame, Resolution, Size, SizeError
 from dreambooth_jax.pipeline.parts import Codec, Conditioner, Denoiser
@@ -40,7 +40,6 @@ class Stage:
     noising: NoisePath | None = None  # of the low-res image that an upscaler sees
     distilled: str = ""  # to fewer steps: why fine-tuning harms it, and its base model
     asked: Size | None = None  # size of its pictures, instead of the model's own
-    rounded: bool = False  # whether its networks' products are those of `models.products`
 
     @property
     def size(self) -> Size:
@@ -196,18 +195,15 @@ class Stage:
         self, params: Mapping[str, Array], tokens: Mapping[str, Array], *, dtype: Any
     ) -> Any:
         """Returns the embeddings of P prompts in `dtype`; see `Conditioner.encode`."""
-        with products.rounded(self.rounded):
-            return self.conditioner.encode(params, tokens, dtype=dtype)
+        return self.conditioner.encode(params, tokens, dtype=dtype)
 
     def encode_images(self, params: Mapping[str, Array], pixels: Array) -> tuple[Array, Array]:
         """Returns mean and standard deviation of x0 of pictures; see `Codec.encode`."""
-        with products.rounded(self.rounded):
-            return self.codec.encode(params, pixels)
+        return self.codec.encode(params, pixels)
 
     def decode(self, params: Mapping[str, Array], x0: Array, *, shards: int = 1) -> Array:
         """Returns the pictures of x0; see `Codec.decode`."""
-        with products.rounded(self.rounded):
-            return self.codec.decode(params, x0, shards=shards)
+        return self.codec.decode(params, x0, shards=shards)
 
     def condition(self, low_res: Array, noise: Array, noise_level: Array) -> Array:
         """Returns an upscaler's input `[B,H,W,C]`: the low-res image enlarged, with noise."""
@@ -232,5 +228,4 @@ class Stage:
         `noise_level` of an upscaler, `sizes` of SDXL; see `Denoiser.predict`. `attend` takes the
         place of attention where `denoiser.attends`.
         """
-        with products.rounded(self.rounded):
-            return self.denoiser.predict(params, xt, t, cond, remat=remat, **rows)
+        return self.denoiser.predict(params, xt, t, cond, remat=remat, **rows)

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))  # script
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 from study_prompts import NOUNLESS, PROMPTS, application
-from study_tables import Found, report, trials_that_decide, verdict
+from study_tables import Found, report, subjects_that_decide, verdict
 
 from dreambooth_jax.evaluate.measures import Estimate
 
@@ -81,13 +81,32 @@ def test_the_first_step_that_loses_prompts_is_named():
     assert text.index("| 20 |") < text.index("| 40 |") < text.index("| 100 |")
 
 
-def test_how_many_trials_would_decide():
-    """Differences 1 and 3 have the mean 2 and the spread √2: (1.96·√2/2)² is 1.92, so 2."""
-    assert trials_that_decide({("owl", 0): 1.0, ("cat", 0): 3.0}) == 2
-    # 0 and 1: mean 1/2, spread √1/2, (1.96·√2)² = 7.7.
-    assert trials_that_decide({("owl", 0): 0.0, ("cat", 0): 1.0}) == 8
-    assert trials_that_decide({("owl", 0): 1.0}) is None
-    assert trials_that_decide({("owl", 0): -1.0, ("cat", 0): 1.0}) is None
+def test_how_many_subjects_would_decide():
+    """Subjects of 1 and 3 have the mean 2 and the spread √2: (2.8·√2/2)² is 3.92, so 4."""
+    assert subjects_that_decide({("owl", 0): 1.0, ("cat", 0): 3.0}) == 4
+    # Seeds of a subject are one mean: 0 and 2 are 1.
+    two_seeds = {("owl", 0): 0.0, ("owl", 1): 2.0, ("cat", 0): 3.0, ("cat", 1): 3.0}
+    assert subjects_that_decide(two_seeds) == 4
+    # 0 and 1: mean 1/2, spread √1/2, (2.8·√2)² = 15.68.
+    assert subjects_that_decide({("owl", 0): 0.0, ("cat", 0): 1.0}) == 16
+    assert subjects_that_decide({("owl", 0): 1.0, ("owl", 1): 2.0}) is None
+    assert subjects_that_decide({("owl", 0): -1.0, ("cat", 0): 1.0}) is None
+
+
+def test_a_measure_that_one_side_lacks_is_left_out():
+    one = found(DreamBooth={})
+    one.add("owl", 0, "wrong noun", {"after": {"subject": 0.25}})  # of an older program
+    assert one.difference("drift", "DreamBooth", "wrong noun") is None
+    assert "the right noun is nearer to the subject than a wrong one" in report(one)
+
+
+def test_rows_have_as_many_cells_as_their_heads():
+    one = found(DreamBooth={}, textual_inversion={})
+    one.add("jug", 2, "DreamBooth", {"photos": {"subject": 0.75}})
+    tables = report(one).split("### ")[1:]
+    for table in tables:
+        rows = [line for line in table.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in rows}) == 1, table
 
 
 def test_prompts_are_told_apart_by_what_they_are_judged_for():

@@ -146,7 +146,7 @@ def _of_shape(plan: Plan, drawing: _Drawing, folder: Path, *, number: int) -> Pr
                 "samplers": drawing.told(),
                 **({"negative_prompt": negative} if negative else {}),
                 "base": dict(drawing.model.fingerprints),
-                "dtype": plan.arithmetic,
+                "dtype": plan.dtype,
             },
             seed=plan.seed,
             draw=draw,

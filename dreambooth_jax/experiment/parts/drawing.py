@@ -196,7 +196,7 @@ class Painter:
 
     def _own_folder(self, label: str, wanted: Wanted) -> Path:
         """A folder whose name depends on all that its pictures depend on."""
-        of = json.dumps([wanted, self.about(), self.model.fingerprints, self.plan.arithmetic])
+        of = json.dumps([wanted, self.about(), self.model.fingerprints, self.plan.dtype])
         return self.workdir.samples / f"{label}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
 
     def grid(

@@ -108,7 +108,7 @@ class Editor:
             [edit.file, edit.prompt, edit.seed, edit.scene.sha256, edit.scene.mask_sha256]
             for edit in edits
         ]
-        of = json.dumps([given, self.about(), self.model.fingerprints, self.plan.arithmetic])
+        of = json.dumps([given, self.about(), self.model.fingerprints, self.plan.dtype])
         name = f"{label}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
         return self.painter.workdir.root / "edits" / name
 

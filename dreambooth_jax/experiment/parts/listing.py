@@ -114,7 +114,7 @@ def drawn(painter: Painter, weights: Weights, label: str, asked: Sequence[Asked]
     what is there already is not drawn again.
     """
     about = {kind: settings.told() for kind, settings in painter.settings.items()}
-    of = json.dumps([[dataclasses.astuple(each) for each in asked], about, painter.plan.arithmetic])
+    of = json.dumps([[dataclasses.astuple(each) for each in asked], about, painter.plan.dtype])
     of += json.dumps(dict(painter.model.fingerprints), sort_keys=True)
     folder = painter.workdir.samples / f"{label}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
     for (negative, size), chosen in _groups(asked).items():

@@ -53,8 +53,6 @@ def open_stages(plan: Plan, *, shapes_only: bool = False) -> dict[str, Stage]:
     if plan.upscaler_model:
         stages["upscaler"] = families.open_stage(plan.upscaler_model, kind="upscaler", **reading)
     stages = _at(plan.resolution, stages)
-    rounded = plan.products == "bfloat16"
-    stages = {kind: dataclasses.replace(own, rounded=rounded) for kind, own in stages.items()}
     _check_negative(plan, stages)
     # Raises where a stage cannot be trained as asked.
     tuned = {kind: as_tuned(plan, stages[kind]) for kind in plan.trained}

@@ -82,4 +82,5 @@ def settings_of(plan: Plan, stage: Stage) -> generate.Settings:
         spacing=c.sampler.spacing,
         guidance_rescale=float(c.sampler.guidance_rescale),
         guidance_interval=c.sampler.guidance_interval,
+        products=c.sampler.products,
     )

@@ -154,9 +154,10 @@ def of_mode(mode: str, folder: Path) -> Iterator[None]:
 def _key(plan: Plan) -> str:
     """A name for runs that take as long: the same devices, models, rows and samplers."""
     device = jax.devices()[0].device_kind
-    about = [f"{jax.device_count()} x {device}", plan.arithmetic, plan.adapt.name]
+    about = [f"{jax.device_count()} x {device}", plan.dtype, plan.adapt.name]
     for kind, own in plan.stages.items():
         sampler = f"{own.sampler.name} {own.sampler.num_steps}"
+        sampler += " of rounded products" if own.sampler.products != "float32" else ""
         about += [f"{kind} {own.model}", f"{own.train.batch_size} rows", sampler]
     return ", ".join(map(str, about))
 
