@@ -8,7 +8,7 @@ command with --mode=precompile, in a process of its own; what is there is not co
 """
 
 import tpu_tables
-from tpu_tables import BLOCKS, DRAW, EIGHT, HALF, INT8, LORA, SD, SDXL
+from tpu_tables import BLOCKS, DRAW, EIGHT, FLEET, HALF, INT8, LORA, SD, SDXL
 
 CARDS = ("h100", "a100-40gb", "l4", "rtx4090", "rtx3090")
 KINDS = {  # configuration, architecture, what differs; 2 rows
@@ -17,6 +17,7 @@ KINDS = {  # configuration, architecture, what differs; 2 rows
     "sd15 LoRA": (SD, "sd15", (LORA,)),
     "sd15 LoRA, bfloat16": (SD, "sd15", (LORA, HALF)),
     "sd15 LoRA, int8": (SD, "sd15", (LORA, INT8)),
+    "sd15 LoRA, fleet of 8 x 2 rows, bfloat16": (SD, "sd15", (LORA, HALF, FLEET)),
     "sd15 drawing, 8 images": (SD, "sd15", (DRAW,)),
     "sdxl LoRA, bfloat16, remat blocks": (SDXL, "sdxl", (LORA, BLOCKS, HALF)),
     "sdxl LoRA, int8, remat blocks": (SDXL, "sdxl", (LORA, BLOCKS, INT8)),
