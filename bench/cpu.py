@@ -45,7 +45,7 @@ SIZES = {
 }
 ROWS, TOKENS, GUIDANCE, RATE = 2, 77, 7.5, 1e-5
 AIMS = {("torch", "train"): 0.75, ("torch", "sample"): 0.70, ("flax", "train"): 0.5}
-ROUNDED = "ours, rounded"
+ROUNDED = "rounded"  # of ours alone: a sampler step
 TORCH = ("torch", "torch channels_last", "torch.compile")
 QUIET = {"DIFFUSERS_VERBOSITY": "error"}
 KINDS = ("train", "sample")
@@ -124,7 +124,14 @@ def jax_steps(
         output = forward(params, jnp.concatenate([x[:1]] * 2), jnp.repeat(t[:1], 2), text)
         return (output[:1] + GUIDANCE * (output[1:] - output[:1])).mean()
 
+    def with_rounded(params: Any, *given: Any) -> Any:
+        from dreambooth_jax.models import rounded
+
+        with rounded.products(True):
+            return guided(params, *given)
+
     stepped, drawn = jax.jit(step, donate_argnums=0), jax.jit(guided)
+    drawn_rounded = jax.jit(with_rounded)
     held = {"state": begin(params)}
     x, noise, t, text = (jnp.asarray(data[name]) for name in ("x", "noise", "t", "text"))
 
@@ -133,15 +140,18 @@ def jax_steps(
         jax.block_until_ready(held["state"])
         return float(loss)
 
-    return {"train": train, "sample": lambda: float(drawn(held["state"][0], x, t, text))}
+    return {
+        "train": train,
+        "sample": lambda: float(drawn(held["state"][0], x, t, text)),
+        ROUNDED: lambda: float(drawn_rounded(held["state"][0], x, t, text)),
+    }
 
 
-def our_steps(folder: Path, *, rounded: bool = False) -> dict[str, Run]:
+def our_steps(folder: Path) -> dict[str, Run]:
     import jax
 
     from dreambooth_jax import optim, weights
-    from dreambooth_jax.models import rounded as rounding
-    from dreambooth_jax.models import unet
+    from dreambooth_jax.models import rounded, unet
 
     config = json.loads((folder / "config.json").read_text())
     network = unet.build(config)
@@ -160,20 +170,22 @@ def our_steps(folder: Path, *, rounded: bool = False) -> dict[str, Run]:
         grad_clip=0.0,
     )
 
-    def forward(params: Any, x: Any, t: Any, text: Any, *, rounded: bool = rounded) -> Any:
-        with rounding.products(rounded):
-            return network.bind(params)(x, t, text)
+    def forward(params: Any, x: Any, t: Any, text: Any) -> Any:
+        return network.bind(params)(x, t, text)
+
+    def either(*given: Any, on: bool) -> Any:
+        with rounded.products(on):
+            return forward(*given)
 
     data = inputs(config)
-    if rounded:
-        given = (params, *(data[name] for name in ("x", "t", "text")))
-        exact, found = (
-            np.asarray(jax.jit(functools.partial(forward, rounded=on))(*given), np.float64)
-            for on in (False, True)
-        )
-        size = np.sqrt(np.mean(np.square(exact)))
-        error = np.sqrt(np.mean(np.square(found - exact)))
-        print(f"rounded to bfloat16: the output differs by {error / size:.2%} of its size")
+    given = tuple(data[name] for name in ("x", "t", "text"))
+    exact, found = (
+        np.asarray(jax.jit(functools.partial(either, on=on))(params, *given), np.float64)
+        for on in (False, True)
+    )
+    size = np.sqrt(np.mean(np.square(exact)))
+    error = np.sqrt(np.mean(np.square(found - exact)))
+    print(f"rounded to bfloat16: the output differs by {error / size:.2%} of its size")
     return jax_steps(forward, params, data, optim.make(settings, num_steps=1000))
 
 
@@ -200,7 +212,6 @@ def flax_steps(folder: Path) -> dict[str, Run]:
 
 CONTESTANTS: dict[str, Callable[[Path], dict[str, Run]]] = {
     "ours": our_steps,
-    ROUNDED: functools.partial(our_steps, rounded=True),
     **{form: functools.partial(torch_steps, form=form) for form in TORCH},
     "flax": flax_steps,
 }
@@ -273,7 +284,7 @@ def started(folder: Path, args: argparse.Namespace) -> dict[str, Contestant]:
 
     They have to agree on the first loss.
     """
-    names = ["ours", ROUNDED, *([] if args.without_torch else TORCH)]
+    names = ["ours", *([] if args.without_torch else TORCH)]
     names += ["flax"] if args.flax_python else []
     pythons = {"flax": args.flax_python or ""}
     found, first = {}, {}
@@ -282,7 +293,8 @@ def started(folder: Path, args: argparse.Namespace) -> dict[str, Contestant]:
         begin = time.perf_counter()
         try:
             loss = one("train", 1)[1]
-            one("sample", 1)
+            for kind in ("sample", ROUNDED) if name == "ours" else ("sample",):
+                one(kind, 1)
         except Ended as error:
             if name != "torch.compile":
                 sys.exit(str(error))
@@ -303,10 +315,10 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
     names = [*all_of]
     taken: dict[tuple[str, str], list[float]] = {}
     for turn in range(args.rounds):
-        for kind in KINDS:
+        for kind in (*KINDS, ROUNDED):
             for name in names if turn % 2 else names[::-1]:
-                if (name, kind) == (ROUNDED, "train"):
-                    continue  # rounded products are for drawing alone
+                if kind == ROUNDED and name != "ours":
+                    continue
                 seconds = all_of[name](kind, args.steps)[0]
                 taken.setdefault((name, kind), []).append(statistics.median(seconds))
     tell(names[1:], taken)
@@ -317,24 +329,23 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
 
 def tell(names: Sequence[str], taken: Mapping[tuple[str, str], Sequence[float]]) -> None:
     """Prints the table; an aim stands beside the fastest of PyTorch's forms."""
-    others = [name for name in names if name != ROUNDED]
     fastest = {
         kind: min(
-            (name for name in others if name in TORCH),
+            (name for name in names if name in TORCH),
             key=lambda name: statistics.median(taken[name, kind]),
             default=None,
         )
         for kind in KINDS
     }
-    pairs = [("ours", name, kind) for name in names for kind in KINDS if (name, kind) in taken]
-    pairs += [(ROUNDED, name, "sample") for name in others]
+    pairs = [(kind, name, kind) for name in names for kind in KINDS]
+    pairs += [(ROUNDED, name, "sample") for name in ("ours", *names)]
     print(f"\n| | ours, s | other, s | ours over other | least, most | aim |\n|{'---|' * 6}")
     for own, name, kind in pairs:
-        mine, its = taken[own, kind], taken[name, kind]
+        mine, its = taken["ours", own], taken[name, kind]
         ratios = [a / b for a, b in zip(mine, its, strict=True)]
         group = "torch" if name in TORCH else name
         aim = AIMS.get((group, kind), "") if name in ("flax", fastest[kind]) else ""
-        told = f"{kind}, {name}" if own == "ours" else f"{kind}, {own} beside {name}"
+        told = f"{kind}, {name}" if own == kind else f"{kind} with rounded products, {name}"
         print(
             f"| {told} | {statistics.median(mine):.2f} | {statistics.median(its):.2f} "
             f"| {statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f} "
