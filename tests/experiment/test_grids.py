@@ -10,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from dreambooth_jax import config as configs
 from dreambooth_jax import files, report
+from dreambooth_jax.data.subject import Words
 from dreambooth_jax.evaluate import pictures
 from dreambooth_jax.experiment.parts import grids
+from dreambooth_jax.experiment.parts.workdir import Workdir
 
+WORDS = Words.of(identifier="sma", class_noun="bird")
 PIXELS = np.zeros((8, 8, 3), np.uint8)
 HARD = [
     *(
@@ -39,6 +43,20 @@ def kept(prompt: str, folder: Path) -> None:
     assert grids.is_drawn(folder, [(file.name, prompt, 3)])
     assert not grids.is_drawn(folder, [(file.name, f"{prompt} ", 3)])
     assert grids.read_grid(folder, [(file.name, prompt, 3)]).keys() == {prompt}
+
+
+def test_the_grids_of_a_run_are_its_own_and_not_those_of_its_judges(tmp_path):
+    """Where no prompt names the class, the judges' own pictures lie beside each grid."""
+    c = configs.base_config()
+    c.sample.prompts, c.sample.num_images = ("a {subject}",), 1
+    plan = configs.resolve(c)
+    ((name, prompt, seed),) = grids.grid_of(plan, [WORDS])
+    for label in ("before", "base-000100", "base-000100-56dd04ac", "upscaler-000050", "base-x"):
+        (tmp_path / "samples" / label).mkdir(parents=True)
+        about = {"prompt": prompt, "seed": seed, "samplers": {}}
+        grids.save_png(tmp_path / "samples" / label / name, PIXELS, about=about)
+    found = grids.grids_of(plan, Workdir(tmp_path, None, False), [WORDS])
+    assert list(found) == ["before", "base-000100", "upscaler-000050"]
 
 
 @pytest.mark.parametrize("prompt", HARD, ids=lambda prompt: ascii(prompt)[:20])

@@ -1,6 +1,7 @@
 """The grids of pictures of a run: which pictures there are, and their PNG files."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,9 @@ def grids_of(
     """
     labels = ["before"]
     for kind in plan.trained:
-        labels += sorted(p.name for p in workdir.samples.glob(f"{kind}-*"))
+        # Not what was drawn for the judges alone, whose folders have a hash behind the step.
+        names = [p.name for p in workdir.samples.glob(f"{kind}-*")]
+        labels += sorted(name for name in names if re.fullmatch(rf"{kind}-\d+", name))
     every, several = grid_of(plan, words), plan.sample.num_images
     found = {}
     for label in [*labels, "after"]:
