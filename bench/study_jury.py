@@ -15,7 +15,7 @@ from material import prepare
 from nouns import PLACES
 from study_prompts import APPLICATIONS, OTHER_NOUNS, application
 
-from dreambooth_jax.evaluate import encoders, scores
+from dreambooth_jax.evaluate import encoders, measures, scores
 from dreambooth_jax.evaluate.pictures import Pictures
 
 FILE = "study.json"  # in a trial's folder
@@ -117,5 +117,4 @@ class Jury:
             self._features([picture for prompt in OTHER_NOUNS for picture in side[prompt]], "drift")
             for side in (grid, before)
         ]
-        a, b = (side / np.linalg.norm(side, axis=-1, keepdims=True) for side in sides)
-        return 1 - float((a * b).sum(-1).mean())
+        return 1 - float(np.diag(measures.cosine(*sides)).mean())

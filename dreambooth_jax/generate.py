@@ -152,41 +152,31 @@ def sample_batch(
       shards: how many devices share the rows.
     """
     with rounded.products(settings.products == "bfloat16"):
-        return _drawn(params, table, rows, stage=stage, settings=settings, shards=shards)
-
-
-def _drawn(
-    params: Mapping[str, Array],
-    table: Any,
-    rows: Mapping[str, Array],
-    *,
-    stage: Stage,
-    settings: Settings,
-    shards: int,
-) -> Array:
-    keys = jax.vmap(lambda seed: rng.named(jax.random.key(seed), f"sample/{stage.kind}"))(
-        rows["seed"]
-    )
-    shape = sample_shape(stage, settings)
-    path = stage.path.at(*shape[:2])
-    times = sampler.levels(settings.name, path, settings.num_steps, spacing=settings.spacing)
-    x = noise = sampler.first_noise(keys, shape)
-    begin = None
-    if "start" in rows:
-        x, begin = sampler.begun(path, rows["start"], noise, times=times, strength=rows["strength"])
-    x0 = sampler.sample(
-        _denoiser(params, table, rows, keys, times, stage=stage, settings=settings),
-        x,
-        keys,
-        path=path,
-        rule=editing.of_rows(
-            sampler.SAMPLERS[settings.name], rows, noise, editing.ratios(path, times)
-        ),
-        times=times,
-        threshold=guidance.THRESHOLDS[settings.threshold](path),
-        begin=begin,
-    )
-    return jnp.clip(stage.decode(params, x0, shards=shards), -1.0, 1.0)
+        keys = jax.vmap(lambda seed: rng.named(jax.random.key(seed), f"sample/{stage.kind}"))(
+            rows["seed"]
+        )
+        shape = sample_shape(stage, settings)
+        path = stage.path.at(*shape[:2])
+        times = sampler.levels(settings.name, path, settings.num_steps, spacing=settings.spacing)
+        x = noise = sampler.first_noise(keys, shape)
+        begin = None
+        if "start" in rows:
+            x, begin = sampler.begun(
+                path, rows["start"], noise, times=times, strength=rows["strength"]
+            )
+        x0 = sampler.sample(
+            _denoiser(params, table, rows, keys, times, stage=stage, settings=settings),
+            x,
+            keys,
+            path=path,
+            rule=editing.of_rows(
+                sampler.SAMPLERS[settings.name], rows, noise, editing.ratios(path, times)
+            ),
+            times=times,
+            threshold=guidance.THRESHOLDS[settings.threshold](path),
+            begin=begin,
+        )
+        return jnp.clip(stage.decode(params, x0, shards=shards), -1.0, 1.0)
 
 
 def _denoiser(
