@@ -282,6 +282,7 @@ def _config_for(name: str, config: str) -> ConfigDict:
         chosen = _read(config)
     elif place.name == "export" and _is_run(place.parent):
         chosen = configs.of_run(str(place.parent))
+        chosen.base_settings = chosen.vae_model = chosen.variant = ""  # an export holds it all
     else:
         folder = locate(base, kind="base", weights=False)
         found = untrusted.json_object(folder / export.INDEX).get("_class_name")

@@ -82,6 +82,18 @@ def test_an_export_draws_the_same(done):
     assert len(braces) == 2
 
 
+def test_an_export_is_opened_without_what_its_run_was_made_of(done, tmp_path):
+    """A run of a single file or with a VAE of its own: the export holds what it took from them."""
+    run = shutil.copytree(done[1], tmp_path / "run")
+    settings = json.loads((run / "config.json").read_text())
+    gone = dict.fromkeys(("base_settings", "vae_model"), "/gone") | {"variant": "fp16"}
+    (run / "config.json").write_text(json.dumps(settings | gone))
+    (first, about), _ = drawn(run)
+    model = dreambooth_jax.load(run / "export")
+    (picture,) = model.sample([about["prompt"]], seeds=[about["seed"]])
+    assert np.array_equal(np.asarray(picture), first)
+
+
 def test_a_base_model_draws_what_a_run_drew_before_training(done, caplog):
     stages, folder = done
     pixels, about = read_picture(folder / "samples" / "before" / "01_00.png")

@@ -8,7 +8,7 @@ import numpy as np
 from dreambooth_jax import untrusted, weights
 from dreambooth_jax.adapt.lora import Changes
 from dreambooth_jax.export import lora_start
-from dreambooth_jax.pipeline import Stage
+from dreambooth_jax.pipeline import Stage, lora_reader
 
 _SHOWN = 8  # problems of a file that are listed
 
@@ -22,7 +22,7 @@ def read(file: Path, stage: Stage) -> Changes:
       FileNotFoundError, FileError: there is none, it is damaged, of DoRA, of another kind of
         adapter, or of another model: the keys or shapes that do not fit.
     """
-    tensors, about = lora_start.read(file)
+    tensors, about = lora_reader.tensors_of(file)
     named = stage.family.kohya(stage)
     changes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     used: set[str] = set()

@@ -12,7 +12,6 @@ from dreambooth_jax.export import lora_file
 from dreambooth_jax.pipeline import Stage, lora_reader
 from dreambooth_jax.pipeline.family import Slot, Tensors
 
-_META = "lora_adapter_metadata"  # diffusers' JSON in the file's metadata, with PEFT's settings
 # Ends of the keys of first factor, second factor, DoRA's lengths, by the program that writes them.
 _ENDS = (
     (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
@@ -66,7 +65,7 @@ def begun(
       FileError: it is no LoRA of these kernels, or of a larger rank; says which.
     """
     file = place_of(given)
-    tensors, about = read(file)
+    tensors, about = lora_reader.tensors_of(file)
     made, used = dict(trainable), set[str]()
     named = stage.family.kohya(stage)
     for path in lora.adapted(dict(trainable)):
@@ -84,19 +83,6 @@ def begun(
             "lengths; or take a file of this base model."
         )
     return made
-
-
-def read(file: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors of a file, float32, and PEFT's settings in its metadata."""
-    with weights.opened(file) as opened:
-        text = (opened.metadata() or {}).get(_META, "{}")
-        tensors = {
-            key: weights.tensor(opened, key, file).astype(np.float32) for key in [*opened.keys()]
-        }
-    about = untrusted.parsed(text, file)
-    if not all(np.isfinite(x).all() for x in tensors.values()):
-        raise untrusted.FileError(f"{file} has values that are not finite. {untrusted.AGAIN}")
-    return tensors, about if isinstance(about, dict) else {}
 
 
 def _names(path: str, kohya: str | Slot) -> Iterator[str]:
@@ -128,11 +114,11 @@ def factors(
             if length is None and any(f"{name}{ends[2]}" in tensors for ends in _ENDS):
                 continue
             rank = lora_reader.rank_of(" and ".join(keys), down, up)
-            told = f"{path.partition('/')[0]}.lora_alpha"
-            what, alpha = f"{told} of its metadata", about.get(told, rank)
             if f"{name}.alpha" in tensors:
-                what, alpha = f"{name}.alpha", tensors[f"{name}.alpha"]
-            scale = lora_reader.scale_of(what, alpha, rank)
+                scale = lora_reader.scale_of(f"{name}.alpha", tensors[f"{name}.alpha"], rank)
+            else:
+                own = weights.key_of(path).removesuffix(".weight")
+                scale = lora_reader.scale_told(about, own, rank)
             if isinstance(kohya, Slot) and name == kohya.name:
                 if len(up) % kohya.parts or up.size != len(up) * len(down):
                     return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from dreambooth_jax import untrusted, weights
 from dreambooth_jax.adapt import lora
-from dreambooth_jax.pipeline.family import Slot
+from dreambooth_jax.pipeline.family import Slot, Tensors
 from dreambooth_jax.pipeline.stage import Stage
 from dreambooth_jax.tree import Flat
 
@@ -18,6 +18,7 @@ _END = re.compile(
     r"(?P<module>.+?)\.(?:(?P<down>lora_A|lora_down)|(?P<up>lora_B|lora_up)|(?P<alpha>alpha))"
     r"(?:\.default)?(?:\.weight)?"
 )
+_META = "lora_adapter_metadata"  # diffusers' JSON in the file's metadata, with PEFT's settings
 _ORIGINAL = "diffusion_model."  # ComfyUI's and ai-toolkit's, before the keys that kohya's joins
 _EXPECTED = (
     "Expected the factors of linear and convolution kernels, `transformer.<layer>.lora_A.weight` "
@@ -37,7 +38,8 @@ def read(stage: Stage, file: str | Path) -> Flat:
       ValueError: it has keys that are no factors of this denoiser's kernels, or of other shapes.
     """
     file = Path(file)
-    modules = _modules(weights.read_tensors(file), file)
+    tensors, about = tensors_of(file)
+    modules = _modules(tensors, file)
     component, named = stage.denoiser.component, stage.family.kohya(stage)
     found: Flat = {}
     used = set()
@@ -52,7 +54,7 @@ def read(stage: Stage, file: str | Path) -> Flat:
             slot = Slot(place) if isinstance(place, str) else place
         if slot.name in modules:
             used.add(slot.name)
-            down, up = _factors(modules[slot.name], slot, f"{file}: {slot.name}")
+            down, up = _factors(modules[slot.name], slot, f"{file}: {slot.name}", about)
             shape = (*down.shape[:-1], up.shape[-1])
             if shape != tuple(leaf.shape):
                 raise ValueError(
@@ -70,6 +72,20 @@ def read(stage: Stage, file: str | Path) -> Flat:
     return found
 
 
+def tensors_of(file: Path) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors of a file, float32, and PEFT's settings in its metadata.
+
+    Raises:
+      FileNotFoundError, FileError: the file is missing or no safetensors file.
+    """
+    tensors = weights.read_tensors(file)
+    with weights.opened(file) as opened:
+        text = (opened.metadata() or {}).get(_META, "{}")
+    about = untrusted.parsed(text, file)
+    floats = {key: x.astype(np.float32) for key, x in tensors.items()}
+    return floats, about if isinstance(about, dict) else {}
+
+
 def _modules(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, dict[str, np.ndarray]]:
     """Factors and α of each module, by kohya's name or PEFT's."""
     modules: dict[str, dict[str, np.ndarray]] = {}
@@ -81,14 +97,14 @@ def _modules(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, dict[st
         if name.startswith(_ORIGINAL):
             name = f"lora_unet_{name.removeprefix(_ORIGINAL).replace('.', '_')}"
         kind = next(kind for kind in (_DOWN, _UP, _ALPHA) if parts[kind])
-        modules.setdefault(name, {})[kind] = tensor.astype(np.float32)
+        modules.setdefault(name, {})[kind] = tensor
     return modules
 
 
 def _factors(
-    module: Mapping[str, np.ndarray], slot: Slot, what: str
+    module: Mapping[str, np.ndarray], slot: Slot, what: str, about: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Down `[…,in,r]` and up `[r,out]` of one kernel, α / r in the latter.
+    """Down `[…,in,r]` and up `[r,out]` of one kernel, its scale in the latter.
 
     Raises:
       FileError: a factor is missing, or they do not fit each other.
@@ -102,12 +118,15 @@ def _factors(
         )
     try:
         rank = rank_of("its factors", down, up)
-        scale = np.float32(scale_of("its alpha", module.get(_ALPHA, rank), rank))
+        if _ALPHA in module:
+            scale = scale_of("its alpha", module[_ALPHA], rank)
+        else:
+            scale = scale_told(about, slot.name, rank)
     except ValueError as error:
         raise untrusted.FileError(f"{what}: {error} {untrusted.AGAIN}") from error
     down, up = own_part(slot, down, up)
     down = weights.turned("/kernel", down, to_file=False)
-    return np.ascontiguousarray(down), np.ascontiguousarray(scale * up.T)
+    return np.ascontiguousarray(down), np.ascontiguousarray(np.float32(scale) * up.T)
 
 
 def rank_of(what: str, down: np.ndarray, up: np.ndarray) -> int:
@@ -139,6 +158,37 @@ def scale_of(what: str, alpha: Any, rank: int) -> float:
         found = shape if shape and alpha.size != 1 else untrusted.in_short(repr(number))
         raise ValueError(f"{what} is {found}; expected one finite number above 0.")
     return float(number) / rank
+
+
+def scale_told(about: Mapping[str, Any], name: str, rank: int) -> float:
+    """The scale of factors by PEFT's settings in a file's metadata; 1 where there are none.
+
+    It is α / r, or α / √r under rsLoRA (Kalajdzievski 2023). `alpha_pattern` has an α of its own
+    for layers whose name ends with a key; after `^` a key is the whole name.
+
+    Args:
+      name: the kernel's in the file, its component first: `unet.down_blocks.0…to_q`.
+
+    Raises:
+      ValueError: a setting is of another kind, or a key of `alpha_pattern` is no plain name.
+    """
+    component, _, layer = name.partition(".")
+    told = f"{component}.lora_alpha"
+    what, alpha = f"{told} of its metadata", about.get(told, rank)
+    patterns = about.get(f"{component}.alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise ValueError(f"{component}.alpha_pattern of its metadata is no object {{…}}.")
+    for pattern, own in patterns.items():
+        if not re.fullmatch(r"\^?[\w.]+", pattern):
+            raise ValueError(
+                f"{component}.alpha_pattern of its metadata has {untrusted.in_short(pattern)}; "
+                "expected names of layers."
+            )
+        if layer == pattern.removeprefix("^") or layer.endswith(f".{pattern}"):
+            what, alpha = f"α of {pattern} in its metadata", own
+            break
+    scale = scale_of(what, alpha, rank)
+    return scale * rank**0.5 if about.get(f"{component}.use_rslora") is True else scale
 
 
 def own_part(slot: Slot, down: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

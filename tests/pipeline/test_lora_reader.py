@@ -1,9 +1,11 @@
 """LoRA files as others write them, read as factors of a stage's kernels."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dreambooth_jax import export, kernels, weights
 from dreambooth_jax.adapt import lora
@@ -13,6 +15,7 @@ from dreambooth_jax.models import flux as flux_network
 from dreambooth_jax.models import flux2 as flux2_network
 from dreambooth_jax.models import z_image as z_image_network
 from dreambooth_jax.pipeline import lora_reader
+from dreambooth_jax.untrusted import FileError
 
 FLUX = {
     "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 4,
@@ -75,6 +78,45 @@ def test_both_files_are_read_as_the_change_that_was_written(name, written, tmp_p
         np.testing.assert_allclose(
             kernels.fused(combined[path]), kernels.fused(found[path]), atol=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    ("told", "scale"),
+    [
+        ({}, 1.0),
+        ({"lora_alpha": 12}, 4.0),  # 12 / 3
+        ({"lora_alpha": 12, "use_rslora": False, "alpha_pattern": {}}, 4.0),
+        ({"lora_alpha": 6, "use_rslora": True}, 6 / 3**0.5),
+        ({"lora_alpha": 12, "alpha_pattern": {"attn.to_q": 6}}, 2.0),
+        ({"lora_alpha": 12, "alpha_pattern": {"tn.to_q": 6, "^attn.to_q": 9}}, 4.0),
+        ({"lora_alpha": 12, "alpha_pattern": {"^transformer_blocks.0.attn.to_q": 9}}, 3.0),
+    ],
+)
+def test_the_scale_is_what_peft_says_in_the_metadata(told, scale, tmp_path):
+    stage, rng = stage_of("flux"), np.random.default_rng(0)
+    name, kernel = "transformer.transformer_blocks.0.attn.to_q", (8, 8)
+    down = rng.normal(size=(RANK, 8)).astype(np.float32)
+    up = rng.normal(size=(8, RANK)).astype(np.float32)
+    tensors = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    about = {f"transformer.{key}": value for key, value in told.items()}
+    file = tmp_path / "lora.safetensors"
+    save_file(tensors, file, metadata={"lora_adapter_metadata": json.dumps(about)})
+    path = "transformer/transformer_blocks/0/attn/to_q/kernel"
+    whole = lora.beside({path: np.zeros(kernel, np.float32)}, lora_reader.read(stage, file))
+    np.testing.assert_allclose(kernels.fused(whole[path]), scale * (up @ down).T, rtol=1e-5)
+    changes = lora_start.factors(path, stage.family.kohya(stage)(path), tensors, about)
+    assert changes.scale == pytest.approx(scale)
+
+
+@pytest.mark.parametrize("pattern", [{".*to_q": 6}, {"to_q": "much"}, ["to_q"]])
+def test_an_alpha_of_layers_that_is_none_is_told(pattern, tmp_path):
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    tensors = {f"{name}.lora_A.weight": np.ones((2, 8)), f"{name}.lora_B.weight": np.ones((8, 2))}
+    about = {"transformer.alpha_pattern": pattern}
+    file = tmp_path / "lora.safetensors"
+    save_file(tensors, file, metadata={"lora_adapter_metadata": json.dumps(about)})
+    with pytest.raises(FileError, match=r"alpha_pattern of its metadata|α of to_q in its metadata"):
+        lora_reader.read(stage_of("flux"), file)
 
 
 def test_keys_of_other_trainers_are_read(tmp_path):

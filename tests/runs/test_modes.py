@@ -141,6 +141,19 @@ def test_a_run_keeps_its_word_whatever_would_be_chosen_now(done, tmp_path, monke
     assert word.identifier == "other"
 
 
+def test_the_word_of_an_export_is_not_chosen_for_the_next_subject(done, tmp_path):
+    _, folder = done
+    exported = {kind: folder / "export" / kind for kind in ("base", "upscaler")}
+    told = json.loads((exported["base"] / "dreambooth.json").read_text())["identifier"]
+    names = {f"{kind}_model": str(place) for kind, place in exported.items()}
+    c = configs.resolve(of_run(folder, **names))
+    model = setup.load(c, setup.open_stages(c))
+    (word,) = subjects.words(c, model, Workdir.of_run(tmp_path / "drawing", c), as_exported=True)
+    assert word.identifier == told
+    (word,) = subjects.words(c, model, Workdir.of_run(tmp_path / "next", c))
+    assert told not in word.identifier and word.identifier not in told
+
+
 def test_an_earlier_checkpoint_is_exported(done, tmp_path):
     _, folder = done
     copied = Path(shutil.copytree(folder, tmp_path / "run"))

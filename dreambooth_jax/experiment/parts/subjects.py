@@ -239,7 +239,7 @@ def words(
     What a run has chosen stays so: its folder tells, though a later version may choose otherwise.
 
     as_exported: where all are "auto", a base model that is an export of ours says what it calls
-    its subjects.
+    its subjects. Else its words are taken: new subjects get others.
     """
     base = model.stages["base"]
     asked = configs.subjects(plan)
@@ -249,8 +249,10 @@ def words(
     if told := workdir.words(chosen_by):
         return tuple(Words.of(**each) for each in told)
     automatic = all(word == "auto" for _, _, word in asked)
-    if as_exported and automatic and (told := export.words_in(base.folder)):
-        return tuple(Words.of(**each) for each in told)
+    exported = export.words_in(base.folder)
+    if as_exported and automatic and exported:
+        return tuple(Words.of(**each) for each in exported)
+    of_others = [each["identifier"] for each in exported]
     chosen: dict[int, str] = {}
     # Words that are given come first: what is chosen must be others.
     for k in sorted(range(len(asked)), key=lambda k: asked[k][2] == "auto"):
@@ -266,7 +268,7 @@ def words(
             embeddings=np.asarray(
                 sharding.fetch(model.weights["base"][base.token_table]), np.float32
             ),
-            taken=[other.strip("<>") for other in chosen.values()],
+            taken=[other.strip("<>") for other in (*of_others, *chosen.values())],
         )
         chosen[k] = f"<{word}>" if inverted else word
     found = [{"identifier": chosen[k], "class_noun": noun} for k, (_, noun, _) in enumerate(asked)]
