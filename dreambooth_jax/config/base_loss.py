@@ -6,8 +6,8 @@ from ml_collections import ConfigDict, config_dict
 def for_loss(c: ConfigDict) -> None:
     """Adds the denoising loss."""
     c.loss = ConfigDict()
-    c.loss.first_step = 0  # time steps are drawn from this one …
-    c.loss.last_step = 999  # … to this one, both included
+    c.loss.first_step = 0  # time steps are drawn from this one, of a thousand …
+    c.loss.last_step = 999  # … to this one, both included; 999 is pure noise in any model
     c.loss.offset_noise = 0.0  # standard deviation of noise that a whole channel shares; 0 is off
     c.loss.outside_mask = 0.1  # weight of a pixel off the subject, where subject.masks are used
     c.loss.zero_terminal_snr = False  # the schedule is made to end in pure noise (Lin et al. 2023)

@@ -280,13 +280,18 @@ def _wrong_methods(c: Mapping[str, Any]) -> Iterator[Problem]:
     if c["adapt.name"] == "textual_inversion" and c["train.text_encoder"]:
         expected = "False with adapt.name 'textual_inversion', which trains embeddings alone"
         yield Problem("train.text_encoder", True, expected, _write("train.text_encoder", False))
-    if c["adapt.lora_file"] and not (
-        "base" in c["stages"]
-        and (c["adapt.name"] == "lora" or (c["adapt.name"], c["adapt.then"]) == ("pivotal", "lora"))
+    lora = "lora" in (c["adapt.name"], c["adapt.then"] if c["adapt.name"] == "pivotal" else "")
+    for key, nothing, made in (
+        ("adapt.lora_file", "", lora and "base" in c["stages"]),
+        ("adapt.dora", False, lora),
+        ("adapt.alpha", None, lora),
     ):
-        expected = "none, because no LoRA of the base stage is trained"
-        hint = f"{_write('adapt.name', 'lora')} Or: {_default('adapt.lora_file')}"
-        yield Problem("adapt.lora_file", c["adapt.lora_file"], expected, hint)
+        if c[key] != nothing and not made:
+            stage = " of the base stage" if key == "adapt.lora_file" else ""
+            other = "False" if nothing is False else "none"
+            expected = f"{other}, because no LoRA{stage} is trained"
+            hint = f"{_write('adapt.name', 'lora')} Or: {_default(key)}"
+            yield Problem(key, c[key], expected, hint)
     rules = c["sharding.rules"]
     if c["mesh.tensor"] > 1 and rules and {how for _, how in rules} <= {"fsdp", "replicate"}:
         expected = "1, because sharding.rules have neither 'columns' nor 'rows': no layer is split"

@@ -302,7 +302,8 @@ def _after_step(done: int, state: TrainState, due: _Due, meter: _Meter, hooks: H
     if checkpoints is not None and (saving or stopping):
         meter.log.writer.flush()  # the lines of its steps are there when it is
         checkpoints.save(done, state)
-    if due.keep and hooks.kept is not None:
+    # A run that goes on from before a step may have kept it: on other devices, not bit for bit.
+    if due.keep and hooks.kept is not None and done not in hooks.kept.steps():
         if checkpoints is not None:
             checkpoints.wait()  # one writer at a time, with several processes
         hooks.kept.save(done, result(state))

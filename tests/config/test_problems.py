@@ -31,6 +31,16 @@ def test_settings_that_make_sense_only_together():
         assert line.startswith("adapt.lora_file") and "no LoRA of the base stage" in line
 
 
+@pytest.mark.parametrize(("key", "value"), [("dora", True), ("alpha", 8.0)])
+def test_settings_of_lora_are_refused_where_the_whole_model_would_be_trained(key, value):
+    own = {f"adapt__{key}": value}
+    config.validate(changed(**own, adapt__name="lora"))
+    config.validate(changed(**own, adapt__name="pivotal", adapt__then="lora"))
+    for name in ("full", "textual_inversion", "pivotal"):
+        (line,) = problems(changed(**own, adapt__name=name))
+        assert line.startswith(f"adapt.{key} = ") and "adapt.name=lora" in line
+
+
 @pytest.mark.parametrize(
     ("key", "found", "meant"),
     [

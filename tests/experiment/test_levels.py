@@ -12,7 +12,7 @@ from toy_networks import Small, weights
 
 from dreambooth_jax import adapt, generate, sharding, train
 from dreambooth_jax import config as configs
-from dreambooth_jax.diffusion import path
+from dreambooth_jax.diffusion import path, schedule
 from dreambooth_jax.experiment.training import checks, program
 
 QUARTILES = (25, 50, 75)
@@ -64,6 +64,28 @@ def test_levels_of_a_flow_have_the_published_quartiles():
     found = quartiles(loss__density="mode", loss__mode_scale=-0.8, loss__shift=1.0)
     p = 1 - np.array(QUARTILES) / 100
     np.testing.assert_allclose(found, 1 - p + 0.8 * (np.cos(np.pi / 2 * p) ** 2 - 1 + p), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("steps", "changed", "least", "most"),
+    [
+        (1000, {}, 0, 999),
+        (4000, {}, 0, 3999),
+        (100, {}, 0, 99),
+        (4000, {"loss__first_step": 250, "loss__last_step": 499}, 1000, 1999),
+        (100, {"loss__first_step": 500}, 50, 99),
+        (100, {"loss__first_step": 5, "loss__last_step": 5}, 0, 0),
+    ],
+)
+def test_steps_are_thousandths_of_the_model_s_own(steps, changed, least, most):
+    given = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": steps}
+    found = drawn(Small(path=schedule.from_config(given)), **changed)
+    assert (found.min(), found.max()) == (least, most)
+
+
+def test_levels_of_a_flow_of_more_steps_are_all_drawn():
+    found = drawn(Small(path=path.Flow(num_steps=4000)), loss__density="uniform", loss__shift=1.0)
+    np.testing.assert_allclose(np.percentile(found, QUARTILES), [0.25, 0.5, 0.75], atol=0.01)
 
 
 @pytest.mark.parametrize(("shift", "median"), [(None, (0.65, 0.76)), (1.0, (0.5, 0.5))])

@@ -170,6 +170,20 @@ def test_a_cell_trains_what_it_is_to_train(cell):
     check(cell)
 
 
+def test_a_text_encoder_that_is_to_learn_has_leaves_that_do():
+    cell = dict.fromkeys(CHOICES) | {"adapt": "lora", "text": True, "prior": "off", "min_snr": 0.0}
+    c = config_of(cell | {"variance": "fixed", "accumulate": 1, "batch_size": 2})
+    for targets in ("unet/.*/kernel", ".*/kernel"):
+        c.adapt.targets = targets
+        own = configs.resolve(c).stages["base"]
+        trainable, _ = adapt.make(own.adapt, seed=0).init(weights(), program.rules_of(own, Small()))
+        if targets == ".*/kernel":
+            program.check_rates(own, Small(), trainable)
+        else:
+            with pytest.raises(ValueError, match="choose no leaf of a text encoder"):
+                program.check_rates(own, Small(), trainable)
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("cell", POSSIBLE, ids=named)
 def test_every_cell_trains_what_it_is_to_train(cell):

@@ -315,6 +315,7 @@ def test_weights_are_kept_beside_the_checkpoints_and_never_removed(compiled, str
             Checkpoints(tmp_path / "kept", config={}, max_to_keep=None) as kept,
         ):
             fit(compiled, fresh(compiled), 6, checkpoints=full, kept=kept, **how)
+            full.wait()
             assert full.steps() == [6]
             assert kept.steps() == [2, 4, 6]
             like = train.result(jax.eval_shape(lambda x: x, compiled[1]))
@@ -327,6 +328,11 @@ def test_weights_are_kept_beside_the_checkpoints_and_never_removed(compiled, str
         other = jax.tree.map(lambda x: x + 1, train.result(compiled[1]))
         with pytest.raises(CheckpointError, match=r"step 4 is already in .* with other values"):
             kept.save(4, other)
+        # A run that goes on from before a step that it kept, on devices that round otherwise.
+        state = fresh(compiled)
+        moved = jax.tree.map(lambda x: x * 1.0001, state.trainable)
+        fit(compiled, dataclasses.replace(state, trainable=moved), 6, kept=kept, **how)
+        assert kept.steps() == [2, 4, 6]
 
 
 def test_a_known_device_gets_its_share_of_the_peak_beside_the_speed():

@@ -67,11 +67,16 @@ def abstract_trainable(plan: Plan, own: StageSettings, stage: Stage) -> tree.Fla
 
 
 def check_rates(own: StageSettings, stage: Stage, trainable: tree.Flat) -> None:
-    """Checks that some leaf has the text encoders' learning rate, where one is set.
+    """Checks that text encoders have leaves that are trained, where a setting is about them.
 
     Raises:
-      ValueError: none has.
+      ValueError: none is trained, or none at the learning rate that is set.
     """
+    if own.train.text_encoder and not any(stage.is_text(path) for path in trainable):
+        raise ValueError(
+            "train.text_encoder = True, but adapt.train and adapt.targets choose no leaf of a text "
+            "encoder. Write --config.train.text_encoder=False, or targets that match its kernels."
+        )
     phases = phases_of(own, stage)
     rates = {path: phases[optim.owner(phases, path)].learning_rate for path in trainable if phases}
     slower = [path for path in trainable if stage.is_text(path) and rates.get(path) is None]
@@ -87,6 +92,16 @@ def density_of(own: StageSettings) -> Density:
     loss = own.loss
     numbers = {"mean": loss.logit_mean, "spread": loss.logit_std, "scale": loss.mode_scale}
     return Density(loss.density, **numbers, shift=loss.shift)
+
+
+def time_steps_of(own: StageSettings, stage: Stage) -> tuple[int, int]:
+    """Returns the first and last time step that are drawn, of the model's own number of them.
+
+    The settings count in thousandths, so that their defaults are all steps of any model.
+    """
+    steps = stage.path.num_steps
+    first = own.loss.first_step * steps // 1000
+    return first, max(first, (own.loss.last_step + 1) * steps // 1000 - 1)
 
 
 def check_rows(own: StageSettings, mesh: Mesh) -> None:
@@ -134,7 +149,7 @@ def start(
         ema_decay=c.train.ema_decay,
         dtype=compute_dtype(c),
         aug_levels=(c.upscaler.aug_level, c.upscaler.aug_level),
-        time_steps=(c.loss.first_step, c.loss.last_step),
+        time_steps=time_steps_of(c, stage),
         density=density_of(c),
         offset_noise=c.loss.offset_noise,
         prior_by_prediction=by_prediction,
