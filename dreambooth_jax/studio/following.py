@@ -130,7 +130,11 @@ def push(request: Request, form: FormData) -> Response:
     own, name, _ = _run(request)
     if "push" not in own.library.known()["modes"]:
         raise MissingError("This version has no --mode=push.")
-    begin(request, form, "push", {"export.push_to_hub": word(form, "repo").strip()})
+    private = word(form, "private")
+    if private not in ("True", "False"):
+        raise RefusedError(f"private: {private!r}; expected True or False.")
+    changed = {"export.push_to_hub": word(form, "repo").strip(), "export.private": private}
+    begin(request, form, "push", changed)
     return back(layout.url("run", name, "take"))
 
 
