@@ -17,7 +17,10 @@ from dreambooth_jax.studio.pages import layout, new
 from dreambooth_jax.studio.places import STARTED, Places, RefusedError
 
 _SIZE = 512  # pixels to look at photos with where the model's own size is not known
-_ALIKE = ("base_model", "resolution", "adapt.name", "train.batch_size", "train.remat", "dtype")
+_ALIKE = (  # settings that the time of a step depends on
+    "base_model", "resolution", "adapt.name", "train.batch_size", "train.accumulate",
+    "upscaler.batch_size", "upscaler.accumulate", "train.remat", "dtype",
+)  # fmt: skip
 
 
 def free_name(places: Places, subject: str) -> str:
@@ -101,7 +104,7 @@ def sent(studio: Studio, subject: str, values: Mapping[str, str], action: str) -
         files.write_text(folder / STARTED, note + "\n")
         studio.jobs.add(name, "train", line, queued=action == "queue")
         return back(layout.url("run", name) if action == "start" else "/queue")
-    estimate = _estimate(studio.places, values, studio.library.known(), found.get("steps") or {})
+    estimate = _estimate(studio.places, found.get("values") or {}, found.get("steps") or {})
     return page(studio, subject, values, {**found, "command": line, "estimate": estimate})
 
 
@@ -119,12 +122,11 @@ def _of_photos(studio: Studio, subject: str, values: Mapping[str, str], size: An
     return ""
 
 
-def _estimate(
-    places: Places, values: Mapping[str, str], library: Mapping[str, Any], steps: Mapping[str, int]
-) -> list[str]:
-    """Sentences on time and memory, from runs of the folder that were alike."""
-    wanted = dict(library["configs"][values["config"]]["values"])
-    wanted |= {"adapt.name": values["adapt"]} if values["adapt"] else {}
+def _estimate(places: Places, wanted: Mapping[str, Any], steps: Mapping[str, int]) -> list[str]:
+    """Sentences on time and memory, from runs of the folder that were alike.
+
+    wanted: all settings by key, as the check found them; steps by stage, {} where it failed.
+    """
     seconds: dict[str, list[float]] = {}
     for name in places.runs():
         folder = places.run(name)
