@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,53 @@ def train(
         f"--workdir={folder}",
         *(setting(key, value, known=known) for key, value in changed.items()),
     ]
+
+
+def train_again(
+    noted: Sequence[str], folder: Path, *, configs: Mapping[str, str], known: Iterable[str]
+) -> list[str]:
+    """Returns the arguments of a run that were noted when it was new, for the folder it has now.
+
+    Nothing is taken that `train` does not write: a note may come with a folder of others. Paths
+    beside the folder that it had are those beside the folder it has, where they are there.
+
+    noted: what `train` returned. configs: the values of --config by name.
+
+    Raises:
+      RefusedError: it is none of these; see `setting`.
+    """
+    config, changed = "", {}
+    for word in noted:
+        flag, _, value = word.partition("=")
+        if flag == "--config":
+            config = configs.get(Path(value).stem, "")
+        elif flag.startswith("--config."):
+            changed[flag.removeprefix("--config.")] = value
+    if not config:
+        raise RefusedError(
+            f"{folder.name}: its noted command has no --config of {', '.join(configs)}. Start it "
+            "as a new run of another name."
+        )
+    old = Path(workdir(noted)).parent
+    changed = {key: beside(value, old, folder.parent) for key, value in changed.items()}
+    return train(config, folder, changed, known=known)
+
+
+def workdir(arguments: Iterable[str]) -> str:
+    """Returns the folder that a command works in; "" where it names none."""
+    flag = "--workdir="
+    return next((word.removeprefix(flag) for word in arguments if word.startswith(flag)), "")
+
+
+def beside(value: str, old: Path, new: Path) -> str:
+    """Returns a path in `old` as the one in `new`; any other text, or without such a one, as it is.
+
+    old: a folder that was moved or copied to `new`.
+    """
+    if not old.is_absolute() or not Path(value).is_relative_to(old):
+        return value
+    there = new / Path(value).relative_to(old)
+    return str(there) if there.exists() else value
 
 
 def of_run(

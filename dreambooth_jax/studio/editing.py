@@ -1,5 +1,7 @@
 """Answers about edits of photos with a run's subject, where the main command has that mode."""
 
+import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,20 @@ from dreambooth_jax.studio.pages import edit, layout
 from dreambooth_jax.studio.places import EDITS, MissingError, RefusedError
 
 _MASKS = ("files", "none")
+_LONGEST, _DIGITS = 64, 10  # characters of a folder's name, and of a hash in it
 _SIZE = 512  # pixels, to look at photos with; an edit takes photos of any size
 
 
 def folder_of(name: str) -> str:
-    """Returns the name of the folder of photos that are edited with a run."""
-    return EDITS + re.sub(r"[^A-Za-z0-9._-]", "_", name)[: 64 - len(EDITS)]
+    """Returns the name of the folder of photos that are edited with a run, each run its own.
+
+    A name that does not serve as it is has its hash behind what does serve of it.
+    """
+    plain, room = re.sub(r"[^A-Za-z0-9._-]", "_", name), _LONGEST - len(EDITS)
+    if plain != name or len(name) > room:
+        ending = "-" + hashlib.sha256(os.fsencode(name)).hexdigest()[:_DIGITS]
+        plain = plain[: room - len(ending)] + ending
+    return EDITS + plain
 
 
 def _run(request: Request) -> tuple[str, Path, Path]:

@@ -64,7 +64,7 @@ def _restored(folder: Path, form: FormData) -> dict[str, str]:
 
 
 def begin(request: Request, form: FormData, mode: str, changed: Mapping[str, Any]) -> None:
-    """Checks and starts, or queues, a mode over a run.
+    """Checks and starts, or queues, a mode over a run, with the weights that the form chose.
 
     Raises:
       RefusedError: the settings do not fit, or the run wrote none yet.
@@ -74,7 +74,8 @@ def begin(request: Request, form: FormData, mode: str, changed: Mapping[str, Any
     if not (folder / "config.json").is_file():
         raise RefusedError(f"{name} wrote no settings yet. Wait until it has begun.")
     keys = [each["key"] for each in known["settings"]]
-    line = commands.of_run(mode, known["of_run"], folder, changed, known=keys)
+    settings = {**changed, **_restored(folder, form)}
+    line = commands.of_run(mode, known["of_run"], folder, settings, known=keys)
     problem = own.library.check(line)["problem"]
     if problem:
         raise RefusedError(problem)
@@ -83,7 +84,7 @@ def begin(request: Request, form: FormData, mode: str, changed: Mapping[str, Any
 
 def draw(request: Request, form: FormData) -> Response:
     """Draws prompts with a run's weights in a process of its own."""
-    _, name, folder = _run(request)
+    _, name, _ = _run(request)
     prompts = commands.lines(word(form, "prompts"))
     if not prompts:
         raise RefusedError("Write at least one prompt, such as: a {subject} in the snow")
@@ -95,7 +96,7 @@ def draw(request: Request, form: FormData) -> Response:
     ):
         if value := word(form, field).strip():
             changed[key] = value
-    begin(request, form, "sample", changed | _restored(folder, form))
+    begin(request, form, "sample", changed)
     return back(layout.url("run", name, "try"))
 
 
@@ -115,12 +116,12 @@ def live_taking(request: Request) -> Response:
 
 def export(request: Request, form: FormData) -> Response:
     """Exports a run in a process of its own."""
-    _, name, folder = _run(request)
+    _, name, _ = _run(request)
     changed: dict[str, Any] = {}
     for field, key in (("dtype", "export.dtype"), ("single_file", "export.single_file")):
         if value := word(form, field):
             changed[key] = value
-    begin(request, form, "export", changed | _restored(folder, form))
+    begin(request, form, "export", changed)
     return back(layout.url("run", name, "take"))
 
 
@@ -129,7 +130,11 @@ def push(request: Request, form: FormData) -> Response:
     own, name, _ = _run(request)
     if "push" not in own.library.known()["modes"]:
         raise MissingError("This version has no --mode=push.")
-    begin(request, form, "push", {"export.push_to_hub": word(form, "repo").strip()})
+    private = word(form, "private")
+    if private not in ("True", "False"):
+        raise RefusedError(f"private: {private!r}; expected True or False.")
+    changed = {"export.push_to_hub": word(form, "repo").strip(), "export.private": private}
+    begin(request, form, "push", changed)
     return back(layout.url("run", name, "take"))
 
 

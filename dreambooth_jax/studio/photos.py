@@ -24,7 +24,7 @@ LARGEST = 50 * MB  # bytes of a file
 THUMBNAIL = 256  # pixels
 _SMALL = 2**21  # pixels, up to which a picture without loss stays one
 _LOSSLESS = (b"\x89PNG", b"BM", b"II*\0", b"MM\0*", b"GIF8")
-_OURS = re.compile(r"photo_(\d{2,})\.(jpg|png)")
+_OURS = re.compile(r"photo_(\d{2,})", re.IGNORECASE)  # a stem; some disks take no notice of case
 _LONGEST = 1000  # characters of a caption
 # Pillow's limits on bombs are settings of the whole process, and a large photo takes much memory.
 _DECODING = threading.Lock()
@@ -73,14 +73,20 @@ def take(folder: Path, content: bytes, *, called: str) -> str:
         pixels, mask = decoded.pixels, _transparency(file, decoded)
         lossless = content.startswith(_LOSSLESS) or content[8:12] == b"WEBP"
         kind = "png" if lossless and pixels.shape[0] * pixels.shape[1] <= _SMALL else "jpg"
-        taken = [int(found[1]) for each in there if (found := _OURS.fullmatch(each))]
-        name = f"photo_{max(taken, default=0) + 1:02d}.{kind}"
+        name = f"photo_{_free_number(folder):02d}.{kind}"
         with files.written(folder / name) as part:
             options: dict[str, Any] = {"quality": 95} if kind == "jpg" else {}
             Image.fromarray(pixels).save(part, format={"jpg": "JPEG"}.get(kind, "PNG"), **options)
         if mask is not None:
             _write_mask(folder / name, mask)
     return name
+
+
+def _free_number(folder: Path) -> int:
+    """A number above those of all that is there: captions and masks belong to a stem."""
+    there = [path.name for path in folder.iterdir()]
+    stems = {Path(name).stem for name in there} | {annotations.owner(name) or "" for name in there}
+    return max((int(found[1]) for each in stems if (found := _OURS.fullmatch(each))), default=0) + 1
 
 
 def _transparency(file: Path, decoded: images.Decoded) -> np.ndarray | None:
@@ -112,9 +118,12 @@ def known(folder: Path, name: str) -> Path:
 
 
 def remove(photo: Path) -> None:
-    """Removes a photo with its caption and mask."""
+    """Removes a photo with its caption and mask, but not those of another photo of its stem."""
+    others = [name for name in names(photo.parent) if name != photo.name]
+    shared = any(Path(name).stem == photo.stem for name in others)
     for path in list(photo.parent.iterdir()):
-        if annotations.owner(path.name) == photo.stem:
+        alone = not shared or path.name.startswith(f"{photo.name}.")  # NAME.jpg.txt
+        if alone and annotations.owner(path.name) == photo.stem:
             path.unlink()
     photo.unlink()
 

@@ -55,12 +55,12 @@ class Places:
         return cls(folder, folder / "photos", folder / ".studio")
 
     def runs(self) -> list[str]:
-        """Returns the names of the runs."""
+        """Returns the names of the runs; folders that this user may not look into are left out."""
         found = []
         for path in sorted(self.root.iterdir(), key=lambda each: each.name):
             if path.name.startswith(".") or path.name == self.photos.name:
                 continue
-            if any((path / name).exists() for name in RECORDS) and self._inside(path, self.root):
+            if self._is_run(path):
                 found.append(path.name)
         return found
 
@@ -71,11 +71,7 @@ class Places:
           MissingError: the name is none of a run in `root`.
         """
         folder = self.root / name if _is_plain(name) else None
-        if (
-            folder is None
-            or not any((folder / record).exists() for record in RECORDS)
-            or not self._inside(folder, self.root)
-        ):
+        if folder is None or not self._is_run(folder):
             raise MissingError(f"There is no run {name!r} in {self.root}.")
         return folder
 
@@ -133,6 +129,19 @@ class Places:
         folder = self.photos / _checked(name)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def _is_run(self, folder: Path) -> bool:
+        """Returns True for a folder in `root` with a record of a run.
+
+        One that cannot be looked into tells of none: another user's, or of a disk that is gone.
+        """
+        try:
+            found = any((folder / name).exists() for name in RECORDS)
+            return found and self._inside(folder, self.root)
+        except OSError:
+            if files.is_remote(folder):  # no connection: it holds for all of them
+                raise
+            return False
 
     def _is_subject(self, folder: Path) -> bool:
         plain = not folder.name.startswith(".") and folder.is_dir()

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from dreambooth_jax.data import images
-from dreambooth_jax.studio import commands, editing, guards, photos, runs, starting
+from dreambooth_jax.studio import editing, guards, photos, runs, starting
 from dreambooth_jax.studio.answers import back, picture, post, studio, wants_json, word
 from dreambooth_jax.studio.pages import layout, listed, new, one
 from dreambooth_jax.studio.places import EDITS, MissingError, RefusedError
@@ -72,14 +72,7 @@ def resume(request: Request, form: FormData) -> Response:
     """Starts a run again, as it was started last; or queues that."""
     name, folder = _run(request)
     own = studio(request)
-    before = next((job for job in own.jobs.of(name, "train") if job.state == "ended"), None)
-    if before is not None:
-        arguments = list(before.arguments)
-    elif (folder / "config.json").is_file():
-        config = own.library.known()["of_run"]
-        arguments = commands.of_run("train", config, folder, {}, known=())
-    else:
-        raise RefusedError(f"{name} wrote no settings. Start it again where it was started.")
+    arguments = starting.again(own, name, folder)
     own.jobs.add(name, "train", arguments, queued=word(form, "action") == "queue")
     return back(layout.url("run", name))
 

@@ -194,21 +194,28 @@ def losses(folder: Path) -> dict[str, list[tuple[float, float]]]:
 
 def grids(folder: Path) -> list[Grid]:
     """Returns the grids of pictures in the order in which a run draws them, others after those."""
-    place = folder / "samples"
-    if not place.is_dir():
-        return []
-    found = [grid for each in place.iterdir() if each.is_dir() and (grid := _grid(each))]
+    found = [grid for each in _folders(folder / "samples") if (grid := _grid(each))]
     return sorted(found, key=_order)
 
 
 def edits(folder: Path) -> list[Grid]:
     """Returns the edits of photos, the newest first."""
-    place = folder / "edits"
-    if not place.is_dir():
-        return []
-    made = [grid for each in place.iterdir() if each.is_dir() and (grid := _grid(each))]
+    made = [grid for each in _folders(folder / "edits") if (grid := _grid(each))]
     found = [dataclasses.replace(grid, of_run=False, place="edits") for grid in made]
     return sorted(found, key=lambda grid: grid.changed, reverse=True)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Returns the paths in a folder; none where it is absent, or another user's."""
+    try:
+        return list(folder.iterdir()) if folder.is_dir() else []
+    except PermissionError:
+        return []
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Returns the folders in a folder; see `_entries`."""
+    return [each for each in _entries(folder) if each.is_dir()]
 
 
 def _order(grid: Grid) -> tuple[Any, ...]:
@@ -220,7 +227,7 @@ def _order(grid: Grid) -> tuple[Any, ...]:
 
 def _grid(folder: Path) -> Grid | None:
     """A grid of pictures; None where there is none in the folder."""
-    paths = sorted(each for each in folder.iterdir() if _DRAWN.fullmatch(each.name))
+    paths = sorted(each for each in _entries(folder) if _DRAWN.fullmatch(each.name))
     pictures, changed = [], 0
     for path in paths:
         stamp = 0 if files.is_remote(path) else path.stat().st_mtime_ns
@@ -286,12 +293,8 @@ def steps_on_disk(folder: Path) -> dict[str, list[int]]:
     """Returns the steps of each stage whose weights can be sampled from and exported."""
     found: dict[str, set[int]] = {}
     for kind in ("checkpoints", "kept_weights"):
-        place = folder / kind
-        if not place.is_dir():
-            continue
-        for stage in place.iterdir():
-            if stage.is_dir():
-                names = {each.name for each in stage.iterdir()}
-                steps = {int(name) for name in names if re.fullmatch(r"\d{1,9}", name)}
-                found.setdefault(stage.name, set()).update(steps)
+        for stage in _folders(folder / kind):
+            names = {each.name for each in _entries(stage)}
+            steps = {int(name) for name in names if re.fullmatch(r"\d{1,9}", name)}
+            found.setdefault(stage.name, set()).update(steps)
     return {stage: sorted(steps) for stage, steps in sorted(found.items()) if steps}

@@ -72,7 +72,9 @@ class Library:
         return answer
 
     def check(self, arguments: list[str]) -> dict[str, Any]:
-        """Returns {"problem": text, "steps": by stage, "size": pixels} of a command line.
+        """Returns {"problem": text, "steps": by stage, "size": pixels, "values": settings by key}.
+
+        arguments: a command line. With a problem it is all that there is.
 
         Raises:
           RuntimeError: the child failed; with what it printed.
@@ -160,7 +162,8 @@ def check(arguments: list[str]) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         return {"problem": str(error)}
     steps = {own.kind: own.train.num_steps for own in plan.to_train}
-    return {"problem": "", "steps": steps, "size": _size(config)}
+    told = {key: _plain(value) for key, value in configs.flatten(config).items()}
+    return {"problem": "", "steps": steps, "size": _size(config), "values": told}
 
 
 def _made(file: Path) -> Any:

@@ -1,6 +1,7 @@
 """From the form of a new run to its command, the check of it, an estimate, and the start."""
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -17,7 +18,10 @@ from dreambooth_jax.studio.pages import layout, new
 from dreambooth_jax.studio.places import STARTED, Places, RefusedError
 
 _SIZE = 512  # pixels to look at photos with where the model's own size is not known
-_ALIKE = ("base_model", "resolution", "adapt.name", "train.batch_size", "train.remat", "dtype")
+_ALIKE = (  # settings that the time of a step depends on
+    "base_model", "resolution", "adapt.name", "train.batch_size", "train.accumulate",
+    "upscaler.batch_size", "upscaler.accumulate", "train.remat", "dtype",
+)  # fmt: skip
 
 
 def free_name(places: Places, subject: str) -> str:
@@ -101,8 +105,54 @@ def sent(studio: Studio, subject: str, values: Mapping[str, str], action: str) -
         files.write_text(folder / STARTED, note + "\n")
         studio.jobs.add(name, "train", line, queued=action == "queue")
         return back(layout.url("run", name) if action == "start" else "/queue")
-    estimate = _estimate(studio.places, values, studio.library.known(), found.get("steps") or {})
+    estimate = _estimate(studio.places, found.get("values") or {}, found.get("steps") or {})
     return page(studio, subject, values, {**found, "command": line, "estimate": estimate})
+
+
+def again(studio: Studio, name: str, folder: Path) -> list[str]:
+    """Returns the arguments that start a run again, in the folder that it has now.
+
+    They are those of its last start; the run's own settings, where that was a shell's or the folder
+    was moved or copied since; its noted command, where it wrote no settings yet.
+
+    Raises:
+      RefusedError: it wrote and noted nothing.
+    """
+    ended = next((job for job in studio.jobs.of(name, "train") if job.state == "ended"), None)
+    if ended is not None and _is_at(commands.workdir(ended.arguments), folder):
+        return list(ended.arguments)
+    library = studio.library.known()
+    keys = [each["key"] for each in library["settings"]]
+    noted = list(ended.arguments) if ended is not None else _noted(folder)
+    if (folder / "config.json").is_file():
+        old, now = Path(commands.workdir(noted)).parent, folder.parent
+        changed = {
+            key: there
+            for key, value in runs.settings(folder).items()
+            # Photos that are still there are those that the run was begun with.
+            if isinstance(value, str)
+            and (there := commands.beside(value, old, now)) != value
+            and not os.path.exists(value)  # Path's raises where the way there is another user's
+        }
+        return commands.of_run("train", library["of_run"], folder, changed, known=keys)
+    if not noted:
+        raise RefusedError(f"{name} wrote no settings. Start it again where it was started.")
+    configs = {each: about["file"] for each, about in library["configs"].items()}
+    return commands.train_again(noted, folder, configs=configs, known=keys)
+
+
+def _is_at(told: str, folder: Path) -> bool:
+    """Returns True where a command's --workdir is this folder, by whatever way."""
+    if not told or files.is_remote(told) or files.is_remote(folder):
+        return told == str(folder)
+    return Path(told).resolve() == folder.resolve()
+
+
+def _noted(folder: Path) -> list[str]:
+    """The command that the page noted when it started a run; [] without one."""
+    found = runs.record(folder / STARTED).get("command")
+    whole = isinstance(found, list) and all(isinstance(word, str) for word in found)
+    return list(found) if isinstance(found, list) and whole else []
 
 
 def _of_photos(studio: Studio, subject: str, values: Mapping[str, str], size: Any) -> str:
@@ -119,12 +169,11 @@ def _of_photos(studio: Studio, subject: str, values: Mapping[str, str], size: An
     return ""
 
 
-def _estimate(
-    places: Places, values: Mapping[str, str], library: Mapping[str, Any], steps: Mapping[str, int]
-) -> list[str]:
-    """Sentences on time and memory, from runs of the folder that were alike."""
-    wanted = dict(library["configs"][values["config"]]["values"])
-    wanted |= {"adapt.name": values["adapt"]} if values["adapt"] else {}
+def _estimate(places: Places, wanted: Mapping[str, Any], steps: Mapping[str, int]) -> list[str]:
+    """Sentences on time and memory, from runs of the folder that were alike.
+
+    wanted: all settings by key, as the check found them; steps by stage, {} where it failed.
+    """
     seconds: dict[str, list[float]] = {}
     for name in places.runs():
         folder = places.run(name)

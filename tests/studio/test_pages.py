@@ -281,18 +281,10 @@ def test_an_export_is_taken_away_as_a_zip(waiting, caplog):
     assert browser.get("/run/duck <1>/export.zip").status_code == 404
 
 
-def test_a_push_is_offered_where_the_mode_is(waiting, monkeypatch):
+def test_no_push_is_offered_without_the_mode(waiting):
     browser = client(waiting)
     assert "owner/name" not in browser.get("/run/bird/take").text
     assert browser.post("/run/bird/push", data={"repo": "me/bird"}).status_code == 404
-    row = {"key": "export.push_to_hub", "default": "", "meaning": "", "values": ""}
-    monkeypatch.setitem(LIBRARY, "modes", LIBRARY["modes"] | {"push": ""})
-    monkeypatch.setitem(LIBRARY, "settings", [*LIBRARY["settings"], row])
-    Reader(browser.get("/run/bird/take").text)
-    sent = {"repo": " me/bird ", "action": "queue"}
-    assert browser.post("/run/bird/push", data=sent).is_redirect
-    (job,) = waiting.jobs.all()
-    assert job.arguments[2:] == ("--mode=push", "--config.export.push_to_hub=me/bird")
 
 
 def test_two_runs_side_by_side(own):

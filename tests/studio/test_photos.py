@@ -150,3 +150,37 @@ def test_the_crop_is_the_square_of_the_model(tmp_path):
     file = tmp_path / photos.take(tmp_path, photo(96, 64, kind="PNG"), called="a.png")
     found = np.asarray(Image.open(io.BytesIO(photos.crop(file, size=32))))
     np.testing.assert_array_equal(found, images.cover(images.read(file), 32))
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        ("photo_01.webp", "photo_01.mask.png", "photo_01.txt"),
+        ("photo_01.JPEG",),
+        ("PHOTO_01.png",),
+        ("photo_01.txt",),  # left behind by a photo that is gone
+        ("photo_01.jpg.txt",),
+        ("photo_01_mask.jpg",),
+    ],
+)
+def test_an_upload_takes_no_name_that_something_there_belongs_to(tmp_path, there):
+    for name in there:
+        (tmp_path / name).write_bytes(name.encode())
+    rgba = np.zeros((40, 40, 4), np.uint8)
+    rgba[10:30, 10:30] = (200, 30, 30, 255)
+    buffer = io.BytesIO()
+    Image.fromarray(rgba).save(buffer, format="PNG")
+    assert photos.take(tmp_path, buffer.getvalue(), called="cut.png") == "photo_02.png"
+    for name in there:
+        assert (tmp_path / name).read_bytes() == name.encode()
+    assert annotations.caption_file(tmp_path / "photo_02.png") is None
+
+
+def test_a_removed_photo_leaves_what_another_of_its_stem_has(tmp_path):
+    for name in ("IMG_1.JPG", "IMG_1.HEIC", "IMG_1.txt", "IMG_1.mask.png", "IMG_1.JPG.txt"):
+        (tmp_path / name).write_bytes(b"")
+    photos.remove(tmp_path / "IMG_1.JPG")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"IMG_1.HEIC", "IMG_1.txt", "IMG_1.mask.png"}
+    photos.remove(tmp_path / "IMG_1.HEIC")
+    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,13 @@
+import errno
+import os
+import time
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 from studios import client, make_run, photo, raw, studio
 
+from dreambooth_jax.studio import commands
 from dreambooth_jax.studio.places import MissingError, Places, RefusedError
 
 UP = [
@@ -102,3 +107,67 @@ def test_a_name_that_is_taken_is_refused(own):
     for name in ("bird", "photos"):
         with pytest.raises(RefusedError, match="another name"):
             own.places.new_run(name)
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """Makes folders of another user, as the system tells them: root's own tests see all."""
+    shut: dict[Path, int] = {}
+    stat, scan = os.stat, os.listdir
+
+    def refuse(path, *, itself):
+        if not isinstance(path, str | os.PathLike):
+            return
+        for folder, code in shut.items():
+            if folder in Path(path).parents or (itself and folder == Path(path)):
+                raise OSError(code, os.strerror(code), os.fspath(path))
+
+    def looked(path, *args, **how):
+        refuse(path, itself=False)
+        return stat(path, *args, **how)
+
+    def listed(path="."):
+        refuse(path, itself=True)
+        return scan(path)
+
+    monkeypatch.setattr(os, "stat", looked)
+    monkeypatch.setattr(os, "listdir", listed)
+    return shut
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.ESTALE, errno.EIO])
+def test_a_folder_that_cannot_be_looked_into_is_left_out(own, closed, monkeypatch, code):
+    """The page of the others is there, and the queue goes on."""
+    root = own.places.root
+    make_run(root / "theirs")
+    closed[root / "theirs"] = code
+    with pytest.raises(OSError, match="theirs"):
+        (root / "theirs" / "config.json").stat()
+    browser = client(own)
+    assert own.places.runs() == ["bird"]
+    assert browser.get("/").status_code == 200 and browser.get("/live").status_code == 200
+    assert browser.get("/run/theirs").status_code == 404
+    with pytest.raises(MissingError, match="no run 'theirs'"):
+        own.places.run("theirs")
+    monkeypatch.setattr(commands, "words", lambda: ["true"])
+    own.jobs.add("bird", "train", [], queued=True)
+    until = time.monotonic() + 30
+    while own.jobs.all()[0].state != "ended":
+        own.jobs.tick()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("inner", ["samples", "samples/after", "checkpoints", "checkpoints/base"])
+def test_a_folder_of_a_run_that_cannot_be_looked_into_is_an_empty_one(own, closed, inner):
+    folder = own.places.run("bird")
+    (folder / "checkpoints" / "base" / "4").mkdir(parents=True)
+    closed[folder / inner] = errno.EACCES
+    browser = client(own)
+    for address in ("/", "/run/bird", "/run/bird/try", "/compare?a=bird"):
+        assert browser.get(address).status_code == 200, address
+
+
+def test_a_name_longer_than_any_files_is_no_run(own):
+    with pytest.raises(MissingError, match="no run"):
+        own.places.run("猫" * 200)  # 600 bytes

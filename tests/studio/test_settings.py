@@ -38,7 +38,13 @@ def test_the_answer_is_kept_while_the_program_is_the_same(library, monkeypatch):
 
 def test_the_check_is_that_of_the_main_command(library):
     config = f"--config={library.known()['configs']['imagen_like']['file']}"
-    good = library.check([config, "--workdir=x", "--config.train.num_steps=70"])
+    changed = ["--config.train.num_steps=70", "--config.train.batch_size=2"]
+    good = library.check([config, "--workdir=x", *changed, "--config.adapt.name=lora"])
+    before, values = library.known()["configs"]["imagen_like"]["values"], good.pop("values")
+    assert before["train.batch_size"] != 2 and before["adapt.name"] != "lora"
+    expected = {"train.num_steps": 70, "train.batch_size": 2, "adapt.name": "lora"}
+    assert {key: x for key, x in values.items() if x != before[key]} == expected
+    assert values.keys() == before.keys()
     assert good == {"problem": "", "steps": {"base": 70, "upscaler": 100}, "size": [64, 64]}
     bad = library.check([config, "--config.train.num_steps=0"])["problem"]
     assert "train.num_steps = 0: expected a number in [1, " in bad

@@ -48,7 +48,8 @@ def studio(root: Path) -> Studio:
     found = Studio.over(Places.at(str(root)))
     found.library._found = LIBRARY
     found.library.check = lambda arguments: {  # type: ignore[method-assign]  # no child process
-        "problem": "", "steps": {"base": 100}, "size": 64
+        "problem": "", "steps": {"base": 100}, "size": 64,
+        "values": LIBRARY["configs"]["small"]["values"],
     }  # fmt: skip
     return found
 

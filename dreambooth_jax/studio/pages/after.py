@@ -134,21 +134,32 @@ def taking(
         + steps(folder)
         + f"</div>{START}</form>"
     )
-    push = ""
-    if "push" in modes:
-        push = (
-            f'<h3>Push to the hub</h3><form method="post" class="card stack" '
-            f'action="{escape(layout.url("run", name, "push"))}">'
-            + layout.field(
-                "repo",
-                "Name",
-                hint="owner/name; it is private. The token is that of the environment, HF_TOKEN.",
-            )
-            + f"{START}</form>"
-        )
+    push = _pushing(name, folder) if "push" in modes else ""
     body = warning(busy) + layout.part("export", export(name, folder, jobs))
     body += f"<h3>Export again</h3>{form}{push}"
     return frame(name, folder, modes, "take", "Take away", body)
+
+
+def _pushing(name: str, folder: Path) -> str:
+    """The form that pushes the export; it tells who will see it, and sends just that."""
+    public = runs.settings(folder).get("export.private") is False
+    return (
+        f'<h3>Push to the hub</h3><form method="post" class="card stack" '
+        f'action="{escape(layout.url("run", name, "push"))}">'
+        + layout.field(
+            "repo",
+            "Name",
+            hint="owner/name. The token is that of the environment, HF_TOKEN.",
+        )
+        + layout.choice(
+            "private",
+            "Seen by",
+            {"True": "its owner alone", "False": "everybody"},
+            str(not public),
+            hint="Of a repository that is made there. At first as the run's export.private says.",
+        )
+        + f"{START}</form>"
+    )
 
 
 def export(name: str, folder: Path, jobs: Sequence[Job]) -> str:
