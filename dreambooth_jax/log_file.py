@@ -162,14 +162,49 @@ def kept(folder: Path, *, writes: bool = True) -> Iterator[None]:
     handler.setFormatter(formatter)
     handler.addFilter(is_ours)
     logger = logging.getLogger("absl")
-    logger.addHandler(handler)
     try:
-        yield
+        with _heard(logger, handler):
+            yield
     except Exception as error:  # the terminal has it from the main program, after this
         level = logging.WARNING if hasattr(error, "exit_code") else logging.ERROR
         text = str(error).strip() or untrusted.in_short(error)
         handler.handle(logger.makeRecord("absl", level, __file__, 0, text, (), None))
         raise
     finally:
-        logger.removeHandler(handler)
         handler.close()
+
+
+class _Onward(logging.Handler):
+    """The handlers above a logger, for lines of a level that they had before."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__(logger.getEffectiveLevel())
+        self._above = logger.parent
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._above is not None:
+            self._above.callHandlers(record)
+
+
+@contextlib.contextmanager
+def _heard(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+    """Gives a handler all lines of its block from INFO on, and others those that they had before.
+
+    In a Python program, unlike under the command line, a logger drops what is below WARNING.
+    """
+    with contextlib.ExitStack() as after:
+        if logger.getEffectiveLevel() > logging.INFO:
+            onward = _Onward(logger)
+            for other in logger.handlers:
+                after.callback(other.setLevel, other.level)
+                other.setLevel(max(other.level, onward.level))
+            after.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.INFO)
+            if logger.propagate:
+                logger.addHandler(onward)
+                after.callback(logger.removeHandler, onward)
+                after.callback(setattr, logger, "propagate", True)
+                logger.propagate = False
+        logger.addHandler(handler)
+        after.callback(logger.removeHandler, handler)
+        yield

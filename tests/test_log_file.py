@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from absl import logging as absl_logging
 
 from dreambooth_jax import files, log_file
 
@@ -35,9 +36,11 @@ def terminal(capfd: pytest.CaptureFixture[str]) -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(record.getMessage())
 
-    shown = Shown()
+    shown, level = Shown(), LOG.level
     LOG.addHandler(shown)
+    LOG.setLevel(logging.INFO)
     yield lines
+    LOG.setLevel(level)
     LOG.removeHandler(shown)
     assert capfd.readouterr().err.count("Traceback") == 0
 
@@ -117,3 +120,30 @@ def test_a_bucket_that_takes_nothing_is_told_once(
         handler._send()
     handler.close()
     assert len([line for line in terminal if "is not sent: 403" in line]) == 1
+
+
+def test_in_python_the_file_has_what_the_terminal_of_the_command_line_shows(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """There the level is WARNING: the screen stays as quiet as it was."""
+    root, above = logging.getLogger(), logging.StreamHandler()
+    level, LOG.propagate = (root.level, LOG.level), True
+    root.addHandler(above)
+    root.setLevel(logging.WARNING)
+    LOG.setLevel(logging.NOTSET)
+    before = [*LOG.handlers]
+    try:
+        with log_file.kept(tmp_path):
+            assert LOG.isEnabledFor(logging.INFO)
+            say("base: step 7")
+            absl_logging.warning("a photo is small")
+        absl_logging.info("after it")
+        assert (LOG.level, LOG.propagate, LOG.handlers) == (logging.NOTSET, True, before)
+    finally:
+        root.removeHandler(above)
+        root.setLevel(level[0])
+        LOG.setLevel(level[1])
+    assert capfd.readouterr().err == "a photo is small\n"
+    text = (tmp_path / "log.txt").read_text()
+    assert " INFO base: step 7\n" in text
+    assert " WARNING a photo is small\n" in text and "after it" not in text

@@ -82,8 +82,12 @@ def caption_file(photo: pathlib.Path) -> pathlib.Path | None:
     return next(iter(exact + [lower[n.lower()] for n in wanted if n.lower() in lower]), None)
 
 
-def _listed(photo: pathlib.Path) -> str | None:
-    """The photo's caption in `metadata.jsonl`, the list that data sets of the hub have."""
+def listed(photo: pathlib.Path) -> str | None:
+    """The photo's caption in `metadata.jsonl`, the list that data sets of the hub have.
+
+    Raises:
+      FileError: the list cannot be read, or has no text for the photo.
+    """
     file = photo.with_name(LIST)
     if not file.exists():
         return None
@@ -105,7 +109,7 @@ def _caption_of(photo: pathlib.Path) -> tuple[str, str | None]:
     """Returns the place of a photo's caption and the whole text there, None without one."""
     file = caption_file(photo)
     if file is None:
-        return LIST, _listed(photo)
+        return LIST, listed(photo)
     return file.name, untrusted.text(file, limit=_LONGEST, encoding="utf-8-sig")
 
 

@@ -57,12 +57,13 @@ def run(config: ConfigDict, folder: Path, *, opened: setup.Opened | None = None)
 def _whole(config: ConfigDict, folder: Path, opened: setup.Opened | None, *, strict: bool) -> Path:
     """The report. strict: an export that was not sent is an error, when all else is done."""
     plan = configs.resolve(config)
-    workdir = Workdir.open(folder, plan)
-    if workdir.is_finished:
-        subjects.check_unchanged(plan, workdir)
-        logging.info("Finished: %s. Write another --workdir for another run.", workdir.report)
-        return workdir.report
-    with workdir, log_file.kept(workdir.root, writes=workdir.writes):
+    with contextlib.ExitStack() as opening:
+        workdir = opening.enter_context(Workdir.open(folder, plan))
+        if workdir.is_finished:
+            subjects.check_unchanged(plan, workdir)
+            logging.info("Finished: %s. Write another --workdir for another run.", workdir.report)
+            return workdir.report
+        opening.enter_context(log_file.kept(workdir.root, writes=workdir.writes))
         # Installed encoders for the scores at the end.
         judges = judging.at_end(plan)
         parts = outline.of_run(plan, judged=bool(judges))

@@ -115,6 +115,33 @@ def test_pictures_are_drawn_once_and_say_what_they_show(tmp_path):
     assert listing.drawn(again, {"base": {}}, "base-000004", others) != folder
 
 
+def test_a_stop_costs_at_most_one_call(tmp_path, monkeypatch):
+    """Pictures of a finished call stay, and the next start draws the others as the first would."""
+    lines = (Line("a {subject}", None, 9, None, 1),)
+    asked = listing.asked_of(plan(num_images=5), lines, WORDS)  # 10 pictures, 4 rows a call
+    batch = Formula.batch
+
+    def stopped(self, *given, **rows):
+        if len(self.calls) == 2:
+            raise KeyboardInterrupt
+        return batch(self, *given, **rows)
+
+    painter = FormulaPainter(tmp_path, lines)
+    with monkeypatch.context() as patch:
+        patch.setattr(Formula, "batch", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            listing.drawn(painter, {"base": {}}, "base-000004", asked)
+    (folder,) = tmp_path.iterdir()
+    names = [each.name for each in asked]
+    assert sorted(file.name for file in folder.iterdir()) == sorted(names[:8])
+
+    again = FormulaPainter(tmp_path, lines)
+    listing.drawn(again, {"base": {}}, "base-000004", asked)
+    (call,) = again.made[None].calls
+    assert call[1][:2] == (asked[8].seed, asked[9].seed)
+    assert {*names, "grid.png"} == {file.name for file in folder.iterdir()}
+
+
 @pytest.fixture
 def file(tmp_path):
     file = tmp_path / "prompts.txt"

@@ -115,6 +115,34 @@ def test_a_finished_run_is_of_the_photos_that_lie_there(
     subjects.check_unchanged(plan, workdir)  # the photos may lie elsewhere now
 
 
+def test_a_caption_changed_in_a_list_is_another_one(shared_photos: Path, tmp_path: Path) -> None:
+    """Lines of photos that are not of the run may change."""
+    listed = shared_photos / "metadata.jsonl"
+
+    def write(**captions: str) -> None:
+        lines = [{"file_name": f"{name}.png", "text": text} for name, text in captions.items()]
+        listed.write_text("\n".join(map(json.dumps, lines)))
+
+    (shared_photos / "b.txt").unlink()
+    write(a="no matter: it has a file", b="a {subject}")
+    c = configs.base_config()
+    with c.unlocked():
+        c.subject.images, c.subject.captions = str(shared_photos), "files"
+    plan = configs.resolve(c)
+    workdir = Workdir.open(tmp_path / "run", plan)
+    report = subjects.photo_audit.audit(shared_photos, size=16, wanted=subjects.Wanted("files"))
+    workdir.keep_sources(subjects.sources(subjects.Folders((report,), {})))
+    write(c="of a photo that is not there", a="another", b="a {subject}")
+    subjects.check_unchanged(plan, workdir)
+    for captions in ({"b": "a {subject} in the sun"}, {"a": "another"}):
+        write(**captions)
+        with pytest.raises(configs.ConfigError, match=r"photos/metadata\.jsonl, b\.png\. Write"):
+            subjects.check_unchanged(plan, workdir)
+    listed.unlink()
+    with pytest.raises(configs.ConfigError, match=r"metadata\.jsonl, b\.png"):
+        subjects.check_unchanged(plan, workdir)
+
+
 @pytest.fixture
 def shared_photos(tmp_path: Path) -> Path:
     """Two photos with captions."""

@@ -11,6 +11,9 @@ from toy_stage import PATH, batch, optimizer
 
 from dreambooth_jax import train
 from dreambooth_jax.adapt import FULL
+from dreambooth_jax.data.subject import Words
+from dreambooth_jax.evaluate.encoders import Features
+from dreambooth_jax.experiment.results import judging
 from dreambooth_jax.experiment.results.advice import Step, advise
 from dreambooth_jax.experiment.training import rows as training_rows
 from dreambooth_jax.train import held_out
@@ -125,6 +128,46 @@ def test_the_step_with_the_largest_gain_less_drift_is_recommended():
     assert advise("base", equal, held_out=False).step == 100
     alone = [dataclasses.replace(step, class_drift=None) for step in steps]
     assert advise("base", alone, held_out=False).step == 300
+
+
+def test_no_step_is_recommended_over_a_last_one_that_is_not_scored():
+    """250 steps with pictures every 100: that of step 200 says nothing of step 250."""
+    steps = [
+        Step(0, subject_similarity=0.40),
+        Step(100, subject_similarity=0.55, class_drift=0.02, held_out=0.3),
+        Step(200, subject_similarity=0.60, class_drift=0.03, held_out=0.2),
+        Step(250, held_out=0.25),
+    ]
+    found = advise("base", steps, held_out=False)
+    assert found.step == found.exported == 250
+    assert "train.sample_every" in found.why and "divides 250" in found.why
+    assert advise("base", steps, held_out=True).step == 200  # by the loss, known of all
+
+
+def test_pictures_after_training_are_those_of_the_last_stage_s_last_step(monkeypatch):
+    """They are drawn in any case; one drawn on the way at the same step is the same."""
+    seen = {"before": 10, "base-000200": 20, "upscaler-000100": 30, "after": 40}
+    grids = {label: {"a zib dog": [np.full((2, 2, 3), x)]} for label, x in seen.items()}
+    stages = (
+        SimpleNamespace(kind=kind, train=SimpleNamespace(num_steps=250))
+        for kind in ("base", "upscaler")
+    )
+    plan = SimpleNamespace(to_train=tuple(stages))
+    judge = Features("levels", lambda images, label: np.stack([[1.0, x.mean()] for x in images]))
+    judged = SimpleNamespace(judges=[judge], photos=[[np.full((2, 2, 3), 40)]])
+    painter = SimpleNamespace(words=(Words.of(identifier="zib", class_noun="dog"),))
+    for last in (250, 100):
+        plan.to_train[1].train.num_steps = last
+        monkeypatch.setattr(judging, "grids_of", lambda *_: dict(grids))
+        found = judging.judge_grids(plan, judged, painter, None)
+        assert found.keys() == {"before", "base-000200", "upscaler-000100"} | (
+            {"upscaler-000250"} if last == 250 else set()
+        )
+    cosine = (1 + 30 * 40) / np.sqrt((1 + 30**2) * (1 + 40**2))
+    assert np.isclose(found["upscaler-000100"].subject_similarity, cosine, atol=1e-6)
+    plan.to_train[1].train.num_steps = 250
+    last = judging.judge_grids(plan, judged, painter, None)["upscaler-000250"]
+    assert np.isclose(last.subject_similarity, 1.0, atol=1e-6)
 
 
 def test_without_pictures_photos_that_were_held_out_decide_and_else_nothing():

@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import files, hosts, report, turns, untrusted
+from dreambooth_jax import files, hosts, turns, untrusted
 from dreambooth_jax.config import ConfigDict
 from dreambooth_jax.data import benchmark as data
 from dreambooth_jax.data.audit import audit
@@ -19,6 +19,7 @@ from dreambooth_jax.evaluate.scores import Score
 from dreambooth_jax.experiment import run as one_run
 from dreambooth_jax.experiment.modes import duration
 from dreambooth_jax.experiment.parts import loading as setup
+from dreambooth_jax.experiment.parts.workdir import is_done
 from dreambooth_jax.experiment.results import judging
 from dreambooth_jax.signals import GracefulStop
 
@@ -42,7 +43,9 @@ def run(config: ConfigDict, folder: Path) -> Path:
     plan = configs.resolve(config)
     judging.required(plan)
     by_name = {member.name: config_of(config, member, checkout, folder) for member in members}
-    left = [member for member in members if not is_done(by_name[member.name], folder / member.name)]
+    left = [
+        member for member in members if not _is_done(by_name[member.name], folder / member.name)
+    ]
     hosts.agree(
         "the subjects that are left",
         [member.name for member in left],
@@ -90,7 +93,7 @@ def config_of(config: ConfigDict, member: Member, checkout: Checkout, folder: Pa
     priors = files.at(config.prior.folder) if config.prior.folder else folder / "prior"
     c.prior.folder = str(priors / of_class)
     if config.prior.images:
-        c.prior.images = str(files.local(config.prior.images) / of_class)
+        c.prior.images = str(files.at(config.prior.images) / of_class)
     count = config.benchmark.num_prompts
     every = [i * len(member.prompts) // count for i in range(count)]
     c.sample.prompts = (*(member.prompts[i] for i in every), "{class_prompt}")
@@ -101,19 +104,9 @@ def config_of(config: ConfigDict, member: Member, checkout: Checkout, folder: Pa
     return c.lock()
 
 
-def is_done(c: ConfigDict, folder: Path) -> bool:
-    """Returns True where the run in `folder` is finished, with these settings."""
-    try:
-        before = configs.of_run(str(folder))
-    except configs.ConfigError:  # no run yet, or a damaged one, which its start tells
-        return False
-    # Settings of a host (`HOST_KEYS`) are not read from a run's folder, and change no result.
-    told, now = (
-        {key: value for key, value in configs.flatten(one).items() if key not in configs.HOST_KEYS}
-        for one in (before, c)
-    )
-    scored = (folder / "scores.json").is_file()
-    return told == now and scored and report.is_final(folder / "report.html")
+def _is_done(c: ConfigDict, folder: Path) -> bool:
+    """Returns True where the run in `folder` is finished, with these settings, and scored."""
+    return is_done(c, folder) and (folder / "scores.json").is_file()
 
 
 def finish(

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import logging
 
-from dreambooth_jax import adapt, files, hosts, report, train, turns
+from dreambooth_jax import adapt, files, hosts, train, turns
 from dreambooth_jax import config as configs
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.config import ConfigDict
@@ -26,7 +26,7 @@ from dreambooth_jax.experiment.parts.drawing import Painter
 from dreambooth_jax.experiment.parts.loading import Opened
 from dreambooth_jax.experiment.parts.model import Model
 from dreambooth_jax.experiment.parts.subjects import Folders
-from dreambooth_jax.experiment.parts.workdir import Workdir
+from dreambooth_jax.experiment.parts.workdir import Workdir, is_done
 from dreambooth_jax.experiment.results import exporting as delivery
 from dreambooth_jax.experiment.training import checks, disk, fleet
 from dreambooth_jax.pipeline import Stage
@@ -122,16 +122,6 @@ def config_of(config: ConfigDict, row: Row, folder: Path) -> ConfigDict:
         c.prior.folder = str(priors / noun)
     c.fleet = configs.base_config().fleet  # of no matter to the run
     return c.lock()
-
-
-def is_done(c: ConfigDict, folder: Path) -> bool:
-    """Returns True where the run in `folder` is finished, with these settings."""
-    try:
-        before = configs.of_run(str(folder))
-    except configs.ConfigError:  # no run yet, or a damaged one, which its start tells
-        return False
-    same = configs.flatten(before) == configs.flatten(c)
-    return same and report.is_final(folder / "report.html")
 
 
 def _learn(

@@ -117,6 +117,11 @@ def read_grid(folder: Path, wanted: Wanted) -> Grid:
     return cells
 
 
+def grid_label(kind: str, step: int) -> str:
+    """Returns the name of the grid that a stage's training draws after a step."""
+    return f"{kind}-{step:06d}"
+
+
 def grids_of(
     plan: Plan,
     workdir: Workdir,

@@ -1,12 +1,15 @@
 """Pictures of a file of prompts (`sample.prompts_file`), each line with its own seed and size."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dreambooth_jax import files, generate, hosts, report, turns
 from dreambooth_jax.config import Plan, templates
@@ -111,34 +114,47 @@ def drawn(painter: Painter, weights: Weights, label: str, asked: Sequence[Asked]
     """Draws all into a folder of its own, with `grid.png`; returns the folder.
 
     Its name depends on the weights (`label`) and on all that is asked for: nothing is replaced, and
-    what is there already is not drawn again.
+    what is there already is not drawn again. Each sampler call's pictures are written at once.
     """
     about = {kind: settings.told() for kind, settings in painter.settings.items()}
     of = json.dumps([[dataclasses.astuple(each) for each in asked], about, painter.plan.dtype])
     of += json.dumps(dict(painter.model.fingerprints), sort_keys=True)
     folder = painter.workdir.samples / f"{label}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
     for (negative, size), chosen in _groups(asked).items():
-        wanted = [(each.name, each.prompt, each.seed) for each in chosen]
         hosts.meet(f"before {folder.name}, {size}")  # all processes must see the same
-        if is_drawn(folder, wanted):
+        calls = [chosen[i : i + painter.rows] for i in range(0, len(chosen), painter.rows)]
+        left = [call for call in calls if not is_drawn(folder, [_wanted(each) for each in call])]
+        if not left:
             continue
         told = {"weights": label, "samplers": about, "negative_prompt": negative, "size": size}
+        keep = functools.partial(_keep, folder, iter(left), told)
         cascade = painter.cascade(weights, batch_size=painter.rows, size=size)
-        pictures = cascade.draw(
+        cascade.draw(
             [weights[kind] for kind in painter.model.kinds],
-            [each.prompt for each in chosen],
-            [each.seed for each in chosen],
+            [each.prompt for call in left for each in call],
+            [each.seed for call in left for each in call],
             label=f"list {label}",
             negative=negative,
-        )[-1]
-        for k, (each, picture) in enumerate(zip(chosen, pictures, strict=True)):
-            if turns.is_mine(k):
-                own = {"prompt": each.prompt, "seed": each.seed}
-                save_png(folder / each.name, picture, about=told | own)
+            on_batch=keep,
+        )
     hosts.meet(folder.name)
     if turns.is_first():
         _sheet(folder, asked, {"weights": label, "samplers": about})
     return folder
+
+
+def _wanted(each: Asked) -> tuple[str, str, int]:
+    return each.name, each.prompt, each.seed
+
+
+def _keep(
+    folder: Path, calls: Iterator[Sequence[Asked]], told: Mapping[str, Any], pictures: np.ndarray
+) -> None:
+    """Writes the pictures of the next call, a part of them by each process."""
+    for k, (each, picture) in enumerate(zip(next(calls), pictures, strict=True)):
+        if turns.is_mine(k):
+            own = {"prompt": each.prompt, "seed": each.seed}
+            save_png(folder / each.name, picture, about={**told, **own})
 
 
 def _groups(asked: Sequence[Asked]) -> dict[tuple[str, Size | None], list[Asked]]:
@@ -158,6 +174,6 @@ def _sheet(folder: Path, asked: Sequence[Asked], about: Mapping[str, Any]) -> No
         parts = [f"{int(row)}. {first.prompt}"]
         parts += [f"without: {first.negative}"] if first.negative else []
         parts += [f"{first.size[0]}×{first.size[1]}"] if first.size else []
-        grid = read_grid(folder, [(each.name, each.prompt, each.seed) for each in shown])
+        grid = read_grid(folder, [_wanted(each) for each in shown])
         rows[" · ".join(parts)] = grid[first.prompt]
     save_png(folder / "grid.png", report.sheet(rows), about=about)

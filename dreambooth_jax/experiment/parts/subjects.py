@@ -30,6 +30,7 @@ from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.text import identifier
 
+_LISTED = f"{annotations.LIST}, "  # before the name of a photo whose caption is a line there
 DEFAULT_NOUN = configs.base_config().subject.class_noun
 
 
@@ -180,7 +181,8 @@ def _shared(photos: Sequence[Audit], class_images: Mapping[str, Audit]) -> list[
 def sources(folders: Folders) -> dict[str, str]:
     """The SHA-256 of the files that a run is about, by folder and name; "" of those that it is not.
 
-    Photos and class images, with their captions and masks where these are read.
+    Photos and class images, with their captions and masks. Of a list of captions its lines are
+    told one by one, each after the list's name.
     """
     named = [(f"photos {k}", report) for k, report in enumerate(folders.photos, 1)]
     named += [*folders.class_images.items()]
@@ -191,6 +193,9 @@ def sources(folders: Folders) -> dict[str, str]:
             owner = annotations.owner(path.name)
             used = path.stem in kept if owner is None else owner in kept
             found[f"{what}/{path.name}"] = _digest(path) if used and path.is_file() else ""
+        for photo in report.kept:
+            if photo.caption is not None and annotations.caption_file(photo.path) is None:
+                found[f"{what}/{_LISTED}{photo.path.name}"] = _digest_listed(photo.path)
     return found
 
 
@@ -218,6 +223,9 @@ def check_unchanged(plan: Plan, workdir: Workdir) -> None:
         pictures = {name for name in names if Path(name).suffix.lower() in image_files.SUFFIXES}
         changed = [name for name, told in before.items() if told and name not in names]
         changed += [n for n in names if before.get(n) and before[n] != _digest(folder / n)]
+        lines = {n: n.removeprefix(_LISTED) for n in before if n.startswith(_LISTED)}
+        changed = [n for n in changed if n not in lines]
+        changed += [n for n, photo in lines.items() if before[n] != _digest_listed(folder / photo)]
         changed += [name for name in pictures if name not in before]
         different += [os.fspath(folder / name) for name in sorted(changed)]
     if different:
@@ -229,6 +237,15 @@ def check_unchanged(plan: Plan, workdir: Workdir) -> None:
 
 def _digest(file: Path) -> str:
     return hashlib.sha256(untrusted.regular(file).read_bytes()).hexdigest()
+
+
+def _digest_listed(photo: Path) -> str:
+    """The digest of a photo's line in the list of captions; "" where there is none."""
+    try:
+        line = annotations.listed(photo)
+    except (OSError, untrusted.FileError):
+        line = None
+    return "" if line is None else hashlib.sha256(line.encode()).hexdigest()
 
 
 def words(

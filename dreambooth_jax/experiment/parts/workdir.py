@@ -72,32 +72,26 @@ class Workdir(Closing):
         file = root / "config.json"
         _check_apart(root, plan)
         claim = _entered(root) if turns.is_first() else None
-        as_before, longer = False, False
-        if file.is_file():
-            saved = configs.from_json(untrusted.text(file), file=str(file))
-            as_before = configs.flatten(saved) == plan.flat
-            longer = bool(configs.more_steps(saved, plan.flat)[0])
-            conflicts = configs.resume_conflicts(saved, plan.flat)
-            # A start that ended before anything was made (no such photos, say) does not bind.
-            if conflicts and any((root / name).exists() for name in _MADE):
-                raise configs.ConfigError(
-                    f"{root} holds a run with other settings:\n  "
-                    + "\n  ".join(conflicts)
-                    + "\nPut them back to resume that run, or write another --workdir."
-                )
-        shared = "It must be one folder that all hosts see: on a shared disk, or gs://…."
-        seen = {"of these settings": as_before, "finished": report.is_final(root / "report.html")}
-        hosts.agree(f"the runs in {root}", seen, remedy=shared)
-        writers: list[metrics.Writer] = []
-        if turns.is_first():
-            if not as_before:  # first, else a kill would leave new settings beside an old report
-                _set_aside(root / "report.html")
-                if longer:  # the pictures after the last step were those of an earlier one
-                    files.remove(root / "samples" / "after")
-            files.write_text(file, configs.to_json(plan.flat))
-            writers += _writers(root, plan)
-        hosts.agree(f"the parts of starting in {root}", "written", remedy="")
-        hosts.agree(f"the files of {root}", {"config.json": file.is_file()}, remedy=shared)
+        with contextlib.ExitStack() as broken_off:
+            if claim is not None:
+                broken_off.callback(claim.release)
+            as_before, longer = _compared(root, plan)
+            shared = "It must be one folder that all hosts see: on a shared disk, or gs://…."
+            finished = report.is_final(root / "report.html")
+            seen = {"of these settings": as_before, "finished": finished}
+            hosts.agree(f"the runs in {root}", seen, remedy=shared)
+            writers: list[metrics.Writer] = []
+            if turns.is_first():
+                if not as_before:  # first, else a kill would leave new settings by an old report
+                    _set_aside(root / "report.html")
+                    if longer:  # the pictures after the last step were those of an earlier one
+                        files.remove(root / "samples" / "after")
+                files.write_text(file, configs.to_json(plan.flat))
+                if not (as_before and finished):  # a tracker would open a run for nothing
+                    writers += _writers(root, plan)
+            hosts.agree(f"the parts of starting in {root}", "written", remedy="")
+            hosts.agree(f"the files of {root}", {"config.json": file.is_file()}, remedy=shared)
+            broken_off.pop_all()
         return cls(root, metrics.MultiWriter(writers), as_before, claim=claim)
 
     def close(self) -> None:
@@ -234,6 +228,27 @@ class Workdir(Closing):
         return {name: float(value) for name, value in sound.items()}
 
 
+def _compared(root: Path, plan: Plan) -> tuple[bool, bool]:
+    """Returns if the settings are those of the last start in `root`, and if more steps are asked.
+
+    Raises:
+      ConfigError: the folder holds a run with other settings; names every difference that matters.
+    """
+    file = root / "config.json"
+    if not file.is_file():
+        return False, False
+    saved = configs.from_json(untrusted.text(file), file=str(file))
+    conflicts = configs.resume_conflicts(saved, plan.flat)
+    # A start that ended before anything was made (no such photos, say) does not bind.
+    if conflicts and any((root / name).exists() for name in _MADE):
+        raise configs.ConfigError(
+            f"{root} holds a run with other settings:\n  "
+            + "\n  ".join(conflicts)
+            + "\nPut them back to resume that run, or write another --workdir."
+        )
+    return configs.flatten(saved) == plan.flat, bool(configs.more_steps(saved, plan.flat)[0])
+
+
 def _writers(root: Path, plan: Plan) -> list[metrics.Writer]:
     """The writers that the settings ask for, JSON lines first.
 
@@ -296,6 +311,22 @@ def _entered(root: Path) -> lock.Lock:
         claim.release()
         raise
     return claim
+
+
+def is_done(config: configs.ConfigDict, root: Path) -> bool:
+    """Returns True where the run in `root` is finished, with these settings.
+
+    Settings of a host (`HOST_KEYS`) are not read from a run's folder, and change no result.
+    """
+    try:
+        before = configs.of_run(str(root))
+    except configs.ConfigError:  # no run yet, or a damaged one, which its start tells
+        return False
+    told, now = (
+        {key: value for key, value in configs.flatten(one).items() if key not in configs.HOST_KEYS}
+        for one in (before, config)
+    )
+    return told == now and report.is_final(root / "report.html")
 
 
 def check_writable(root: Path) -> None:

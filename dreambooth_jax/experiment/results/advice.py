@@ -66,15 +66,17 @@ def advise(kind: str, steps: Sequence[Step], *, held_out: bool) -> Advice:
     """The step whose pictures gained more likeness, compared with the untouched model's, than its
     class pictures moved. Both are differences of cosines by the same encoder.
 
-    Without an encoder it is the step with the lowest loss on photos that were held out, if there
-    are such (`held_out`), or else the last one. Of equals it is the earliest: it has trained least.
+    Without an encoder, or where the last step's pictures are not scored, it is the step with the
+    lowest loss on photos that were held out, if there are such (`held_out`), or else the last one.
+    Of equals it is the earliest: it has trained least.
     """
     steps = sorted(steps, key=lambda each: each.step)
     before = next((each for each in steps if each.step == 0), Step(0))
     after = [each for each in steps if each.step > 0]
     seen = [each for each in after if each.subject_similarity is not None]
     start = before.subject_similarity or 0.0
-    if len(seen) > 1 or (seen and not held_out):
+    whole = bool(seen) and seen[-1] is after[-1]
+    if whole and (len(seen) > 1 or not held_out):
         best = max(seen, key=lambda each: (each.subject_similarity or 0) - (each.class_drift or 0))
         why = f"Subject similarity {start:.3f} → {best.subject_similarity:.3f}"
         if best.class_drift is None:
@@ -87,6 +89,12 @@ def advise(kind: str, steps: Sequence[Step], *, held_out: bool) -> Advice:
         best = min(known, key=lambda each: each.held_out or 0)
         why = f"The loss on photos that were not trained on is lowest there, {best.held_out:.4f}."
         return Advice(kind, best.step, why, tuple(steps))
+    if seen and not whole:
+        why = (
+            f"No pictures of this step are scored, so the others are not compared with it. Write "
+            f"a --config.train.sample_every that divides {after[-1].step}."
+        )
+        return Advice(kind, after[-1].step, why, tuple(steps))
     why = (
         "No evaluation compares the steps. For one write pip install 'dreambooth_jax[eval]' and "
         "--config.train.sample_every=N, or --config.subject.held_out=1."

@@ -24,7 +24,7 @@ from dreambooth_jax.evaluate.pictures import Pictures
 from dreambooth_jax.evaluate.scores import TUNED, UNTOUCHED, Score
 from dreambooth_jax.experiment.parts import subjects
 from dreambooth_jax.experiment.parts.drawing import Painter
-from dreambooth_jax.experiment.parts.grids import Grid, grids_of
+from dreambooth_jax.experiment.parts.grids import Grid, grid_label, grids_of
 from dreambooth_jax.experiment.parts.model import Model, weights_name
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.experiment.results.scores import GridScore, Judged
@@ -112,7 +112,8 @@ def judge_grids(
 ) -> dict[str, GridScore]:
     """Returns the score of each prompt grid by label, by the first encoder that makes features.
 
-    "before" is among them. Empty without such an encoder, or where no grid shows a subject.
+    "before" is among them. The pictures after training are those of the last stage's last step.
+    Empty without such an encoder, or where no grid shows a subject.
     """
     if judged is None:
         return {}
@@ -120,8 +121,12 @@ def judge_grids(
     if judge is None:
         return {}
     words = painter.words
-    drawn = grids_of(plan, workdir, words)
-    grids = {label: as_pictures(grid) for label, grid in drawn.items() if label != "after"}
+    drawn: dict[str, Grid] = {**grids_of(plan, workdir, words)}
+    if "after" in drawn:
+        last = plan.to_train[-1]
+        drawn.setdefault(grid_label(last.kind, last.train.num_steps), drawn["after"])
+        del drawn["after"]
+    grids = {label: as_pictures(grid) for label, grid in drawn.items()}
     made = {label: judge.images(one.images, f"grid {label}") for label, one in grids.items()}
     photos = [judge.images(own, "photos") for own in judged.photos]
     found = {}

@@ -19,6 +19,7 @@ from dreambooth_jax.data.subject import Subject
 from dreambooth_jax.experiment.parts import class_images, subjects
 from dreambooth_jax.experiment.parts import loading as setup
 from dreambooth_jax.experiment.parts.drawing import Painter
+from dreambooth_jax.experiment.parts.grids import grid_label
 from dreambooth_jax.experiment.parts.model import Model, as_tuned
 from dreambooth_jax.experiment.parts.workdir import Workdir
 from dreambooth_jax.experiment.training import memory as budget
@@ -62,7 +63,7 @@ def fine_tune(
 
     def sample(step: int, state: train.TrainState) -> None:
         now = model.with_trained(kind, adapter, trained(state))
-        painter.grid(now.weights, f"{kind}-{step:06d}", stop=stop)
+        painter.grid(now.weights, grid_label(kind, step), stop=stop)
 
     on_check = None
     if own.train.held_out_every:
