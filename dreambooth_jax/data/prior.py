@@ -113,8 +113,22 @@ def _name(index: int) -> str:
     return f"{index:05d}.png"
 
 
-def _known(folder: Path, made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The manifest's entries, if it was made by the same means; none for an empty folder."""
+def check(folder: Path) -> None:
+    """Checks, before anything is drawn, that a folder is one of class images, or empty, or absent.
+
+    Raises:
+      PriorError: it is a file, holds foreign files, or has a manifest that cannot be read.
+    """
+    _manifest(folder)
+
+
+def _manifest(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]] | None:
+    """The manifest's account of how its images were made, and its entries; None without one."""
+    if folder.exists() and not folder.is_dir():
+        raise PriorError(
+            f"{folder}: found a file, expected a folder for class images. Set prior.folder to "
+            "another place, or move the file away."
+        )
     file = folder / MANIFEST
     if not file.is_file():
         found = folder.iterdir() if folder.is_dir() else ()
@@ -126,7 +140,7 @@ def _known(folder: Path, made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]
                 f"{MANIFEST}: it was not made by this program, so its model is unknown. Set "
                 "prior.folder to another folder, or empty this one."
             )
-        return {}
+        return None
     try:
         manifest = untrusted.json_object(file, remedy="")
         with untrusted.values(file):
@@ -139,6 +153,15 @@ def _known(folder: Path, made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]
         raise PriorError(
             f"{file} cannot be read ({error}). Delete {folder} to make the images anew."
         ) from error
+    return before, entries
+
+
+def _known(folder: Path, made_by: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The manifest's entries, if it was made by the same means; none for an empty folder."""
+    there = _manifest(folder)
+    if there is None:
+        return {}
+    before, entries = there
     # Images do not depend on how many are drawn at once: a run may be resumed on other devices.
     keys = sorted(({*before} | {*made_by}) - {"block"})
     different = [key for key in keys if before.get(key) != made_by.get(key)]

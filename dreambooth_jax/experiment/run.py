@@ -174,10 +174,12 @@ def _opened(run: _Run, opened: setup.Opened | None) -> tuple[subjects.Folders, M
     # Networks, tokenizers, schedules; every problem of the folders, captions and masks.
     stages = setup.open_stages(plan) if opened is None else opened.stages
     folders = subjects.audit(plan, stages)
-    # Every stage's rows, leaves and rates, and the export.
+    # Every stage's rows, leaves and rates, the export, class images and photos to compare with.
     checks.check(plan, stages, setup.make_mesh(plan), folders.photos)
     delivery.check(plan, stages, run.workdir)
     pushing.check(plan)
+    class_images.check(plan, run.workdir)
+    judging.check(plan, run.judges)
     # Room on the disk for all that is to be written.
     space.check(plan, stages, run.workdir)
     logging.info("%s", run.told)

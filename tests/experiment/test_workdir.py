@@ -9,7 +9,7 @@ import pytest
 from dreambooth_jax import config as configs
 from dreambooth_jax import untrusted
 from dreambooth_jax.experiment.parts import grids, subjects
-from dreambooth_jax.experiment.parts.workdir import Workdir, check_writable
+from dreambooth_jax.experiment.parts.workdir import Workdir, check_writable, is_done
 
 
 def test_damaged_records_of_a_run_are_made_again(
@@ -113,6 +113,24 @@ def test_a_finished_run_is_of_the_photos_that_lie_there(
         subjects.check_unchanged(plan, workdir)
     shared_photos.rename(tmp_path / "elsewhere")
     subjects.check_unchanged(plan, workdir)  # the photos may lie elsewhere now
+
+
+def test_a_finished_run_is_known_whatever_its_host_calls_the_folders(tmp_path: Path) -> None:
+    """Of a fleet or a benchmark each subject's class images lie in a folder of all."""
+
+    def config(**changed: object) -> configs.ConfigDict:
+        c = configs.base_config()
+        c.update_from_flattened_dict({key.replace("__", "."): x for key, x in changed.items()})
+        return c
+
+    c, root = config(prior__folder=str(tmp_path / "prior" / "dog")), tmp_path / "run"
+    assert not is_done(c, root)
+    with Workdir.open(root, configs.resolve(c)) as workdir:
+        assert not is_done(c, root)
+        workdir.report.touch()
+    assert is_done(c, root)
+    assert is_done(config(prior__folder="/elsewhere", compile__cache_dir="/tmp/x"), root)
+    assert not is_done(config(seed=3), root)
 
 
 def test_a_caption_changed_in_a_list_is_another_one(shared_photos: Path, tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ import stand_in_judges
 from PIL import Image
 
 from dreambooth_jax import config as configs
-from dreambooth_jax import metrics
+from dreambooth_jax import lock, metrics
 from dreambooth_jax.checkpoint import CheckpointError
 from dreambooth_jax.evaluate import scores
 from dreambooth_jax.experiment.modes.table import MODES
+from dreambooth_jax.experiment.parts import workdir as workdirs
 from dreambooth_jax.experiment.parts.workdir import Workdir
+from dreambooth_jax.experiment.results import judging
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +203,16 @@ def test_a_base_alone_with_its_text_encoder_after_a_full_disk(
         ({"base_model": "{folder}/no_model"}, "no model folder '.*/no_model'"),
         ({"base_model": "{folder}/photos"}, "model_index.json is missing"),
         ({"base_model": "{upscaler}"}, "is the 'upscaler' stage, not 'base'"),
+        (
+            {"prior__folder": "{folder}/photos"},
+            r"holds \d+ files .*no manifest\.json.*prior\.folder",
+        ),
+        ({"prior__folder": "{folder}/photos/toy.png"}, "found a file, expected a folder for class"),
+        (
+            {"prior__folder": "/proc/sys/prior"},
+            "--config.prior.folder=/proc/sys/prior: .*written to",
+        ),
+        ({"evaluate__reference": "{folder}/empty"}, "evaluate.reference: No usable photo"),
     ],
 )
 def test_a_start_that_fails_compiles_nothing_and_binds_nobody(
@@ -210,14 +222,17 @@ def test_a_start_that_fails_compiles_nothing_and_binds_nobody(
     compiled_programs: list[str],
     changed: dict[str, object],
     message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(judging, "at_end", lambda plan: ["efficientnet_lite0"])
     places = {"folder": tmp_path, "upscaler": stages["upscaler"]}
     filled = {k: v.format(**places) if isinstance(v, str) else v for k, v in changed.items()}
     folder = tmp_path / "run"
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises((ValueError, OSError), match=message):
         MODES["train"].function(commands.config(stages, **filled), folder)
     assert not compiled_programs
+    assert not lock.is_held(folder)
     # With the right settings the same folder serves.
     Workdir.open(folder, configs.resolve(commands.config(stages)))
 
@@ -239,6 +254,30 @@ def test_what_a_folder_was_made_with_binds_the_run(stages: dict[str, Path], tmp_
     assert "train.batch_size: " in text
     assert "seed: " in text
     assert (tmp_path / "config.json").read_text() == configs.to_json(c)
+
+
+def test_a_start_that_is_refused_and_a_finished_run_leave_the_folder_free(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that goes on, such as a notebook, would hold it; a tracker would begin a run."""
+    c = commands.config(stages)
+    with Workdir.open(tmp_path, configs.resolve(c)) as workdir:
+        assert lock.is_held(tmp_path)
+        workdir.report.touch()
+        (tmp_path / "prior").mkdir()
+    assert not lock.is_held(tmp_path)
+    with pytest.raises(configs.ConfigError):
+        Workdir.open(tmp_path, configs.resolve(commands.config(stages, seed=3)))
+    assert not lock.is_held(tmp_path)
+
+    started: list[Path] = []
+    monkeypatch.setattr(workdirs, "_writers", lambda root, plan: started.append(root) or [])
+    assert MODES["train"].function(c, tmp_path) == tmp_path / "report.html"
+    assert not lock.is_held(tmp_path) and not started
+    monkeypatch.setattr(workdirs, "_writers", lambda root, plan: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # as where a tracker does not start
+        Workdir.open(tmp_path / "other", configs.resolve(c))
+    assert not lock.is_held(tmp_path / "other")
 
 
 def test_other_pictures_of_a_finished_run_are_drawn_even_after_a_kill(

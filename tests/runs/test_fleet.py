@@ -12,6 +12,7 @@ from PIL import Image
 from dreambooth_jax import config as configs
 from dreambooth_jax import lock, metrics, train
 from dreambooth_jax.data import subject_table
+from dreambooth_jax.experiment import modes
 from dreambooth_jax.experiment.modes.fleet import config_of
 from dreambooth_jax.experiment.modes.table import MODES
 from dreambooth_jax.experiment.parts import class_images, loading
@@ -116,9 +117,17 @@ def test_each_is_as_trained_alone_and_a_broken_folder_stops_its_subject_only(
         for one, other in zip(*pictures, strict=True):
             assert one.read_bytes() == other.read_bytes()
 
-    # Started again, what is finished stays.
+    # Started again, what is finished stays, and is not opened.
     before = (tmp_path / "fleet" / "red" / "report.html").stat().st_mtime_ns
+    asked, learn = [], modes.fleet._learn
+
+    def learned(plan, settings, *others):
+        asked.extend(settings)
+        learn(plan, settings, *others)
+
+    monkeypatch.setattr(modes.fleet, "_learn", learned)
     told = fleet(cascade, table, tmp_path / "fleet")
+    assert asked == ["broken"]
     assert told["broken"]["state"] == "failed"
     assert (tmp_path / "fleet" / "red" / "report.html").stat().st_mtime_ns == before
 

@@ -28,6 +28,7 @@ from dreambooth_jax.experiment.parts.model import Model
 from dreambooth_jax.experiment.parts.subjects import Folders
 from dreambooth_jax.experiment.parts.workdir import Workdir, is_done
 from dreambooth_jax.experiment.results import exporting as delivery
+from dreambooth_jax.experiment.results import judging
 from dreambooth_jax.experiment.training import checks, disk, fleet
 from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.signals import GracefulStop
@@ -192,6 +193,8 @@ def _seen(
     folders = subjects.audit(plan, stages)
     checks.check(plan, stages, setup.make_mesh(plan), folders.photos)
     delivery.check(plan, stages, workdir)
+    class_images.check(plan, workdir)
+    judging.check(plan, judging.at_end(plan))
     disk.check(plan, stages, workdir)
     return _Seen(plan, workdir, folders)
 

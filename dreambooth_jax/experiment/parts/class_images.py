@@ -24,7 +24,7 @@ from dreambooth_jax.experiment.parts import photo_shapes, subjects
 from dreambooth_jax.experiment.parts.drawing import Painter
 from dreambooth_jax.experiment.parts.model import Model
 from dreambooth_jax.experiment.parts.subjects import Folders
-from dreambooth_jax.experiment.parts.workdir import Workdir
+from dreambooth_jax.experiment.parts.workdir import Workdir, check_writable
 from dreambooth_jax.progress import progress
 from dreambooth_jax.signals import GracefulStop
 
@@ -49,6 +49,27 @@ def own(plan: Plan, folders: Folders, chosen: Sequence[Words]) -> tuple[ClassIma
     return tuple(found)
 
 
+def _folders(plan: Plan, workdir: Workdir) -> dict[str, Path]:
+    """The folders of drawn class images by class noun."""
+    root = plan.prior.folder
+    return subjects.class_folders(plan, files.at(root) if root else workdir.root / "prior")
+
+
+def check(plan: Plan, workdir: Workdir) -> None:
+    """Checks, before anything compiles, that drawn class images can be kept in their folders.
+
+    Raises:
+      PriorError: one of them is a file, or holds what is no class image.
+      OSError: it cannot be made or written to; names `prior.folder`.
+    """
+    if not configs.draws_class_images(plan):
+        return
+    for folder in _folders(plan, workdir).values():
+        prior.check(folder)
+        if plan.prior.folder and not (folder / prior.MANIFEST).is_file():
+            check_writable(folder, told="--config.prior.folder")
+
+
 def drawn(
     plan: Plan,
     model: Model,
@@ -69,8 +90,7 @@ def drawn(
     """
     if not configs.draws_class_images(plan):
         return ()
-    root = plan.prior.folder
-    folders = subjects.class_folders(plan, files.at(root) if root else workdir.root / "prior")
+    folders = _folders(plan, workdir)
     words = {each.class_noun: each for each in chosen}
     shares, by_noun = configs.class_shares(plan), photo_shapes.by_noun(plan, photos)
     made = []

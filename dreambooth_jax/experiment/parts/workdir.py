@@ -329,8 +329,10 @@ def is_done(config: configs.ConfigDict, root: Path) -> bool:
     return told == now and report.is_final(root / "report.html")
 
 
-def check_writable(root: Path) -> None:
+def check_writable(root: Path, *, told: str = "--workdir") -> None:
     """Checks that files can be written into a folder, or into one that can be made; leaves nothing.
+
+    told: the flag of the folder, for the message.
 
     Raises:
       OSError: they cannot; names the flag.
@@ -344,13 +346,12 @@ def check_writable(root: Path) -> None:
         with tempfile.TemporaryDirectory(dir=near, prefix=".writable-"):
             pass
     except OSError as error:
-        raise _unwritable(root, error) from error
+        raise _unwritable(root, error, told) from error
 
 
-def _unwritable(root: Path, error: OSError) -> OSError:
+def _unwritable(root: Path, error: OSError, told: str = "--workdir") -> OSError:
     return OSError(
-        f"--workdir={root}: {error.strerror or error}. Write a folder that can be made and written "
-        "to."
+        f"{told}={root}: {error.strerror or error}. Write a folder that can be made and written to."
     )
 
 

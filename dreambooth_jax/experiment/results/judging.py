@@ -75,6 +75,22 @@ def at_end(plan: Plan) -> list[str]:
     return chosen(plan) if plan.evaluate.at_end else []
 
 
+def check(plan: Plan, names: Sequence[str]) -> None:
+    """Checks, before anything compiles, that the encoders (`names`) have photos to compare with.
+
+    Those of the subjects are checked in any case.
+
+    Raises:
+      AuditError: no photo of `evaluate.reference` can be used.
+    """
+    if names and plan.evaluate.reference:
+        folder = files.here(files.at(plan.evaluate.reference))
+        try:
+            audit.audit(folder, size=_SMALLEST)
+        except audit.AuditError as error:
+            raise audit.AuditError(f"evaluate.reference: {error}") from error
+
+
 def judge_run(
     plan: Plan,
     names: Sequence[str],
