@@ -42,25 +42,20 @@ class Pictures:
             pixel_weights=of(self.pixel_weights),
         )
 
-    def with_mirrored(self) -> "Pictures":
-        """These pictures, then the same mirrored left to right (pixels alone: no latents)."""
+    def with_mirrored(self, sizes: np.ndarray | None = None) -> "Pictures":
+        """These pictures, then the same mirrored left to right (pixels alone: no latents).
+
+        sizes: `[N,6]` of the mirrored ones, where these have sizes (`Photos.sizes`).
+        """
 
         def doubled(x: np.ndarray | None) -> np.ndarray | None:
             return None if x is None else np.concatenate([x, x[:, :, ::-1]])
 
-        sizes = self.sizes
-        if sizes is not None:
-            # What lay right of the window lies left of it now.
-            height, width, _, left, rows, columns = sizes.T
-            other = sizes.copy()
-            scale = np.maximum(rows / height, columns / width)
-            other[:, 3] = np.maximum(np.round(width * scale) - columns - left, 0)
-            sizes = np.concatenate([sizes, other])
         return Pictures(
             np.concatenate([self.mean, self.mean[:, :, ::-1]]),
             np.tile(self.prompt, 2),
             low_res=doubled(self.low_res),
-            sizes=sizes,
+            sizes=None if self.sizes is None else np.concatenate([self.sizes, sizes]),
             pixel_weights=doubled(self.pixel_weights),
         )
 

@@ -72,19 +72,24 @@ class Photos:
         found = (shapes[window.photo] for window in self.windows)
         return [next(left[shape if shape in left else max(left)]) for shape in found]
 
-    def sizes(self, size: int | Size) -> np.ndarray:
+    def sizes(self, size: int | Size, *, mirrored: bool = False) -> np.ndarray:
         """SDXL's size conditioning of each row of `pixels[h, w]`, float32 [N·K, 6].
 
         Height and width of the photo; rows and columns cropped off at the top and at the left once
         the photo is scaled; height and width of the row.
+
+        mirrored: of the rows mirrored left to right: what lay right of them lies left of them.
         """
         photos = {photo.path.name: photo for photo in self.audit.kept}
         (rows, columns), told = sides(size), []
         for window in self.windows:
             height, width = photos[window.photo].height, photos[window.photo].width
-            scale = max(window.zoom * rows / height, window.zoom * columns / width)
+            scale = window.zoom * max(rows / height, columns / width)
             top, left = window.fy * (height * scale - rows), window.fx * (width * scale - columns)
-            told.append([height, width, round(top), round(left), rows, columns])
+            cut = round(left)
+            if mirrored:
+                cut = max(round(width * scale) - columns - cut, 0)
+            told.append([height, width, round(top), cut, rows, columns])
         return np.array(told, np.float32)
 
 

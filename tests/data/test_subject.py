@@ -279,6 +279,14 @@ def test_sizes_tell_where_each_row_was_cut_from(folder: Path) -> None:
     assert (told[::4, 2] == 0).all()  # the centre crop of a wide photo
     assert (told[::4, 3] == 8).all()  # 40 columns of 200 are 8 of 40
 
+    # Of mirrored rows too, of all zooms: column c of the photo is column 199 - c of its image.
+    other = result.sizes(24, mirrored=True)
+    np.testing.assert_array_equal(other[:, [0, 1, 2, 4, 5]], told[:, [0, 1, 2, 4, 5]])
+    for row, window in enumerate(result.windows):
+        shown = WIDTH - 1 - result.pixels[24, 24][row, :, ::-1][12, 12, 1]
+        at = (other[row, 3] + 12.5) * HEIGHT / 24 / window.zoom
+        assert shown == pytest.approx(at, abs=5)
+
 
 @pytest.mark.parametrize("word", ["../../x", "a/b", "a\\b", ".hidden", "x\x1b[31m", "a\0b"])
 def test_words_become_names_of_files_and_never_lead_elsewhere(word):

@@ -123,7 +123,9 @@ def _of_shape(
         learned, held = parted(each, c.subject.held_out, part)
         whole = photos_of(c, model, part, size=size, text=text)
         own = whole.take(learned)
-        own = own.with_mirrored() if c.subject.flip else own
+        if c.subject.flip:
+            sized = model.stages[c.kind].denoiser.sized
+            own = own.with_mirrored(part.sizes(size, mirrored=True)[learned] if sized else None)
         own = encoded(own, model, c.kind) if learned else own
         if learned:
             found.learned[k] = own
