@@ -55,18 +55,27 @@ def rounds(count: int, *, at_once: int) -> list[list[int]]:
 def stacked(trees: Sequence[Any], mesh: Mesh) -> Any:
     """Trees of arrays `[…]` as one of `[subjects, …]`, split over `data`.
 
-    Arrays that have another number of rows are filled up with their first row: tables of texts.
+    Tables of texts may differ. Those of fewer rows are filled up with their first row, those of
+    fewer tokens with zeros, which their masks leave out.
     """
 
     def stack(*leaves: Any) -> Any:
-        arrays = [np.asarray(leaf) for leaf in leaves]
-        most = max((len(x) for x in arrays if x.ndim), default=0)
-        filled = [
-            np.concatenate([x, np.repeat(x[:1], most - len(x), 0)]) if x.ndim else x for x in arrays
-        ]
-        return sharding.put(np.stack(filled), NamedSharding(mesh, P("data")))
+        arrays = _alike([np.asarray(leaf) for leaf in leaves])
+        return sharding.put(np.stack(arrays), NamedSharding(mesh, P("data")))
 
     return jax.tree.map(stack, *trees)
+
+
+def _alike(arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Arrays of one shape: with more rows, copies of their first, and zeros along other axes."""
+    if len({x.shape for x in arrays}) == 1:
+        return arrays
+    rows, *others = np.max([x.shape for x in arrays], axis=0)
+    found = []
+    for x in arrays:
+        longer = [(0, 0), *((0, n - m) for n, m in zip(others, x.shape[1:], strict=True))]
+        found.append(np.pad(np.concatenate([x, np.repeat(x[:1], rows - len(x), 0)]), longer))
+    return found
 
 
 def of_subject(tree: Any, number: int) -> Any:

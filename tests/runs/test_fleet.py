@@ -25,6 +25,7 @@ LORA = {
     "train__num_steps": 4,
     "train__sample_every": 0,
     "train__checkpoint_every": 2,
+    "train__keep_weights_every": 2,
     "train__log_every": 1,
     "optim__learning_rate": 3e-3,
     "optim__warmup_steps": 0,
@@ -111,6 +112,9 @@ def test_each_is_as_trained_alone_and_a_broken_folder_stops_its_subject_only(
         assert {file.name for file in alone.iterdir()} - {"prior"} == {
             file.name for file in here.iterdir()
         }
+        kept = [x / "kept_weights" / "base" for x in (alone, here)]
+        steps = [{int(file.name) for file in x.iterdir() if file.name.isdigit()} for x in kept]
+        assert steps[0] and steps[0] == steps[1]
         pictures = [sorted((x / "samples" / "before").iterdir()) for x in (alone, here)]
         assert pictures[0]
         assert [x.name for x in pictures[0]] == [x.name for x in pictures[1]]
@@ -211,11 +215,11 @@ def test_all_subjects_are_looked_at_before_class_images_are_drawn(cascade, tmp_p
         assert reason in at_drawing[name].get("reason", "")
     assert not lock.holder(out / "first")
 
-    # One word too few photos are held out for every subject: no weights are read for them.
+    # No subject has captions: no weights are read for them.
     monkeypatch.setattr(loading, "load", None)
-    told = fleet(cascade, table, tmp_path / "none", subject__held_out=3)
+    told = fleet(cascade, table, tmp_path / "none", subject__captions="files")
     assert {each["state"] for each in told.values()} == {"failed"}
-    assert "subject.held_out = 3" in told["last"]["reason"]
+    assert "caption 0.txt is missing" in told["last"]["reason"]
 
 
 def test_class_images_of_ones_own_lie_in_a_folder_for_each_noun(tmp_path):
@@ -233,6 +237,9 @@ def test_full_fine_tuning_and_no_table_are_errors_that_say_what_to_write(cascade
         commands.here(MODES["fleet"].function, c, tmp_path)
     c = config(cascade, fleet__table="x.csv", export__push_to_hub="owner/name")
     with pytest.raises(ValueError, match=r"export\.push_to_hub = 'owner/name': the subjects would"):
+        commands.here(MODES["fleet"].function, c, tmp_path)
+    c = config(cascade, fleet__table="x.csv", subject__held_out=1)
+    with pytest.raises(ValueError, match=r"subject\.held_out = 1: .*--config\.subject\.held_out=0"):
         commands.here(MODES["fleet"].function, c, tmp_path)
     with pytest.raises(ValueError, match=r"--config\.fleet\.table=FILE\.csv"):
         commands.here(MODES["fleet"].function, config(cascade), tmp_path)

@@ -76,6 +76,20 @@ def test_tables_of_fewer_texts_are_filled_up():
     np.testing.assert_array_equal(found[0], np.ones((4, 3)))
 
 
+def test_tables_of_fewer_tokens_are_filled_up_with_masked_ones():
+    """Z-Image's captions are padded to the next 32 tokens, so subjects' tables may differ."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    tables = [
+        {"text": np.full((2, 3, 5), 7.0), "mask": np.ones((2, 3), np.int32)},
+        {"text": np.full((1, 6, 5), 9.0), "mask": np.ones((1, 6), np.int32)},
+    ]
+    found = jax.tree.map(np.asarray, fleet.stacked(tables, mesh))
+    assert found["text"].shape == (2, 2, 6, 5)
+    assert found["mask"].tolist() == [[[1, 1, 1, 0, 0, 0]] * 2, [[1] * 6] * 2]
+    assert (found["text"][0, :, :3] == 7).all() and (found["text"][0, :, 3:] == 0).all()
+    assert (found["text"][1] == 9).all()
+
+
 @pytest.mark.parametrize(
     ("count", "at_once", "sizes"), [(15, 8, [8, 7]), (9, 4, [3, 3, 3]), (2, 8, [2]), (0, 8, [])]
 )

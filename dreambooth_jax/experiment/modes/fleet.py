@@ -87,6 +87,17 @@ def run(config: ConfigDict, folder: Path) -> Path:
             'other there. Write --config.export.push_to_hub="", and send each with --mode=push '
             f"--workdir={folder}/NAME."
         )
+    if plan.subject.held_out:
+        raise ValueError(
+            f"subject.held_out = {plan.subject.held_out}: a fleet measures no loss on photos that "
+            "are held out. Write --config.subject.held_out=0, or learn the subjects one by one."
+        )
+    if plan.train.sample_every:
+        logging.warning(
+            "train.sample_every is %d, and a fleet draws no pictures amid its steps. Those that "
+            "--config.train.keep_weights_every=%d keeps can be drawn afterwards.",
+            *(plan.train.sample_every, plan.train.sample_every),
+        )
     rows = subject_table.read(files.at(plan.fleet.table))
     settings = {row.name: config_of(config, row, folder) for row in rows}
     told: dict[str, dict[str, Any]] = {row.name: {"state": "waiting"} for row in rows}

@@ -37,7 +37,7 @@ class Member:
 
 @dataclasses.dataclass
 class _Learner:
-    """One subject's stage: state, batches, what is frozen for it alone, and its checkpoints."""
+    """One subject's stage: state, batches, what is frozen for it alone, and what is kept of it."""
 
     member: Member
     own: StageSettings
@@ -45,6 +45,7 @@ class _Learner:
     beside: Mapping[str, Any]
     batch_at: Callable[[int], Mapping[str, Any]]
     checkpoints: checkpoint.Checkpoints
+    kept: checkpoint.Checkpoints  # trained leaves of steps on the way
     state: train.TrainState
     step: int
     program: tuple[
@@ -90,6 +91,7 @@ def train_stage(
             failed |= _train([group[k] for k in chosen], programs[places], stop)
     for each in learners:
         each.checkpoints.close()
+        each.kept.close()
     return failed
 
 
@@ -106,7 +108,6 @@ def _learner(kind: str, member: Member) -> _Learner:
     checkpoints, kept = fine_tune.storage(
         own, plan, model, member.cast, member.classes, member.workdir
     )
-    kept.close()
     host = {path: np.asarray(leaf) for path, leaf in trainable.items()}
     state = fleet.first_state(host, recipe, tx)
     restored = checkpoints.restore(state)
@@ -118,6 +119,7 @@ def _learner(kind: str, member: Member) -> _Learner:
         beside={name: part for name, part in frozen.items() if name != "weights"},
         batch_at=batch_at,
         checkpoints=checkpoints,
+        kept=kept,
         state=state if restored is None else restored[0],
         step=step,
         program=(stage, recipe, adapter, tx),
@@ -154,6 +156,8 @@ def _train(group: Sequence[_Learner], shared: _Program, stop: GracefulStop) -> d
                 pending = []
             if last or asked or done % pace.checkpoint_every == 0:
                 _save(group, states, done)
+            if pace.keep_weights_every and done % pace.keep_weights_every == 0:
+                _keep(group, states, done)
             if asked:
                 raise train.Interrupted(
                     f"{asked} received: {len(group)} subjects are saved at step {done}. Run the "
@@ -194,3 +198,12 @@ def _save(group: Sequence[_Learner], states: Any, done: int) -> None:
             each.checkpoints.save(done, fleet.of_subject(states, k))
     for each in group:
         each.checkpoints.wait()
+
+
+def _keep(group: Sequence[_Learner], states: Any, done: int) -> None:
+    """Keeps each subject's trained leaves, unless an earlier start has."""
+    for k, each in enumerate(group):
+        if done not in each.kept.steps():
+            each.kept.save(done, train.result(fleet.of_subject(states, k)))
+    for each in group:
+        each.kept.wait()
