@@ -258,6 +258,12 @@ def check(stages: Mapping[str, Stage], settings: Mapping[str, Settings]) -> None
         guided |= is_guided(stage, own.guidance_scale)
         path = stage.path.at(*sample_shape(stage, own)[:2])
         sampler.levels(own.name, path, own.num_steps, spacing=own.spacing)
+        if stage.codec.component is not None and own.threshold in ("static", "dynamic"):
+            raise ValueError(
+                f"sampler.threshold = {own.threshold!r}: it holds pixels in their range, and "
+                f"{stage.folder} draws latents, which have none. Write "
+                "--config.sampler.threshold=model."
+            )
     usual = {"guidance_rescale": 0.0, "guidance_interval": (0.0, 1.0)}
     for name, value in usual.items():
         if not guided and any(getattr(own, name) != value for own in settings.values()):

@@ -58,7 +58,7 @@ class Formula:
     def conditioner(self):
         return SimpleNamespace(empty=lambda table: table[:1])
 
-    codec, asked = SimpleNamespace(factor=1), None
+    codec, asked = SimpleNamespace(factor=1, component=None), None
 
     def decode(self, params, x0, *, shards=1):
         return x0

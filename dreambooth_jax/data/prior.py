@@ -232,8 +232,9 @@ def _draw_block(
             return pictures, attempts
     raise PriorError(
         f"class images {[indices[k] for k in empty]} are black, of one colour or not finite after "
-        f"{MAX_ATTEMPTS} attempts. The base model or its sampler is broken: try "
-        "sampler.threshold='dynamic', a lower sampler.guidance_scale, or dtype='float32'."
+        f"{MAX_ATTEMPTS} attempts. The base model or its sampler is broken: try a lower "
+        "sampler.guidance_scale, dtype='float32', or, with a model of pixels, "
+        "sampler.threshold='dynamic'."
     )
 
 

@@ -1,8 +1,12 @@
 """The base model of a run, opened as its settings ask."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 
 from dreambooth_jax import config as configs
+from dreambooth_jax import generate
 from dreambooth_jax.experiment.parts import loading
 
 
@@ -14,3 +18,17 @@ def test_a_negative_prompt_without_guidance_is_refused_before_anything_is_read(k
     with pytest.raises(ValueError, match=f"{key} = 'blurry'.*guidance_scale=5.0.*{key}="):
         loading.open_stages(configs.changed(plan, {key: "blurry", **off}))
     loading.open_stages(configs.changed(plan, off))
+
+
+@pytest.mark.parametrize("threshold", ["static", "dynamic"])
+def test_a_threshold_is_for_models_that_draw_pixels(threshold: str) -> None:
+    """Saharia et al. 2022: x0 is kept where pixels lie, in [-1, 1]. Latents have no such range."""
+    plan = configs.changed(configs.resolve(configs.base_config()), {"sampler.threshold": threshold})
+    stage = loading.open_stages(plan)["base"]
+    of_latents = dataclasses.replace(stage, codec=SimpleNamespace(factor=1, component="vae"))
+    told = generate.Settings("ddim", 2, 1.0, threshold=threshold)
+    with pytest.raises(ValueError, match=rf"threshold = '{threshold}'.*latents.*threshold=model"):
+        generate.check({"base": of_latents}, {"base": told})
+    for own in ("model", "none"):
+        usual = dataclasses.replace(told, threshold=own)
+        generate.check({"base": of_latents}, {"base": usual})

@@ -129,7 +129,7 @@ def test_a_finished_run_is_known_whatever_its_host_calls_the_folders(tmp_path: P
         assert not is_done(c, root)
         workdir.report.touch()
     assert is_done(c, root)
-    assert is_done(config(prior__folder="/elsewhere", compile__cache_dir="/tmp/x"), root)
+    assert is_done(config(prior__folder="/elsewhere", compile__cache_dir="cache"), root)
     assert not is_done(config(seed=3), root)
 
 
