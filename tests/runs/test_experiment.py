@@ -18,6 +18,7 @@ from PIL import Image
 from dreambooth_jax import config as configs
 from dreambooth_jax import lock, metrics
 from dreambooth_jax.checkpoint import CheckpointError
+from dreambooth_jax.config import Plan
 from dreambooth_jax.evaluate import scores
 from dreambooth_jax.experiment.modes.table import MODES
 from dreambooth_jax.experiment.parts import workdir as workdirs
@@ -274,9 +275,15 @@ def test_a_start_that_is_refused_and_a_finished_run_leave_the_folder_free(
     monkeypatch.setattr(workdirs, "_writers", lambda root, plan: started.append(root) or [])
     assert MODES["train"].function(c, tmp_path) == tmp_path / "report.html"
     assert not lock.is_held(tmp_path) and not started
-    monkeypatch.setattr(workdirs, "_writers", lambda root, plan: 1 / 0)
-    with pytest.raises(ZeroDivisionError):  # as where a tracker does not start
+
+    def broken(root: Path, plan: Plan) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(close=lambda: started.append(root))
+        raise ZeroDivisionError  # as where a tracker does not start
+
+    monkeypatch.setattr(workdirs, "_writers", broken)
+    with pytest.raises(ZeroDivisionError):
         Workdir.open(tmp_path / "other", configs.resolve(c))
+    assert started == [tmp_path / "other"]  # what had started is closed
     assert not lock.is_held(tmp_path / "other")
 
 

@@ -88,7 +88,9 @@ class Workdir(Closing):
                         files.remove(root / "samples" / "after")
                 files.write_text(file, configs.to_json(plan.flat))
                 if not (as_before and finished):  # a tracker would open a run for nothing
-                    writers += _writers(root, plan)
+                    for writer in _writers(root, plan):
+                        broken_off.callback(writer.close)
+                        writers.append(writer)
             hosts.agree(f"the parts of starting in {root}", "written", remedy="")
             hosts.agree(f"the files of {root}", {"config.json": file.is_file()}, remedy=shared)
             broken_off.pop_all()
@@ -249,22 +251,27 @@ def _compared(root: Path, plan: Plan) -> tuple[bool, bool]:
     return configs.flatten(saved) == plan.flat, bool(configs.more_steps(saved, plan.flat)[0])
 
 
-def _writers(root: Path, plan: Plan) -> list[metrics.Writer]:
-    """The writers that the settings ask for, JSON lines first.
+def _writers(root: Path, plan: Plan) -> Iterator[metrics.Writer]:
+    """The writers that the settings ask for, JSON lines first, each with the settings.
 
     Raises:
       TrackerError, ImportError: one of them is not installed, or does not start.
     """
-    writers: list[metrics.Writer] = [metrics.JsonlWriter(root / "metrics.jsonl")]
+
+    def told(writer: metrics.Writer) -> metrics.Writer:
+        writer.write_hparams(plan.flat)
+        return writer
+
+    yield told(metrics.JsonlWriter(root / "metrics.jsonl"))
     if "tensorboard" in plan.log.to:
-        writers.append(metrics.TensorBoardWriter(root / "tensorboard"))
+        yield told(metrics.TensorBoardWriter(root / "tensorboard"))
     for package in (each for each in trackers.NAMES if each in plan.log.to):
         file = root / "tracker.json"
         kept = _record(file, remedy="The trackers begin a new run.").get("id")
         identity = kept if isinstance(kept, str) and kept.isalnum() else secrets.token_hex(4)
         files.write_text(file, json.dumps({"id": identity}) + "\n")
         local = Path(tempfile.mkdtemp()) if files.is_remote(root) else root
-        writers.append(
+        yield told(
             trackers.Tracker(
                 package,
                 project=plan.log.project,
@@ -274,9 +281,6 @@ def _writers(root: Path, plan: Plan) -> list[metrics.Writer]:
                 folder=local,
             )
         )
-    for writer in writers:
-        writer.write_hparams(plan.flat)
-    return writers
 
 
 def _record(file: Path, *, remedy: str) -> dict[str, Any]:
