@@ -51,11 +51,13 @@ class Pictures:
         def doubled(x: np.ndarray | None) -> np.ndarray | None:
             return None if x is None else np.concatenate([x, x[:, :, ::-1]])
 
+        if (self.sizes is None) != (sizes is None):
+            raise ValueError("sizes: expected of mirrored pictures where these have some, else none")
         return Pictures(
             np.concatenate([self.mean, self.mean[:, :, ::-1]]),
             np.tile(self.prompt, 2),
             low_res=doubled(self.low_res),
-            sizes=None if self.sizes is None else np.concatenate([self.sizes, sizes]),
+            sizes=None if sizes is None else np.concatenate([self.sizes, sizes]),
             pixel_weights=doubled(self.pixel_weights),
         )
 

@@ -270,3 +270,29 @@ def test_shapes_are_multiples_that_the_model_can_make(folder):
     assert photo_shapes.chosen(plan_of(data__buckets=0), stage()) == ()
     with pytest.raises(ValueError, match=r"data.buckets = 5: toy .*multiples of 16 .*buckets=0"):
         photo_shapes.chosen(plan, stage(16))
+
+
+def test_sdxl_is_told_where_a_mirrored_crop_was_cut_also_of_a_photo_that_is_zoomed(tmp_path):
+    """Of a photo of 40 × 100 scaled by 0.4 · zoom 16 columns are seen: the rest is at two sides."""
+    (tmp_path / "photos").mkdir()
+    columns = np.tile(np.arange(0, 200, 2, dtype=np.uint8)[:, None], (40, 1, 3))
+    Image.fromarray(columns).save(tmp_path / "photos" / "a.png")
+    changed = {"subject__images": str(tmp_path / "photos"), "subject__crops": 6}
+    changed |= {"data__buckets": 0, "prior_loss_weight": 0.0, "train__batch_size": 12}
+    plan = plan_of(subject__flip=True, **changed)
+    _, (subject,) = read(plan)
+    source, _ = rows.batches(plan.stages["base"], MODEL, [subject], [], text=TEXT)
+    batch = source.batch(0)
+    mirrored = (batch["mean"][:, 8, 0, 0] > batch["mean"][:, 8, -1, 0]).tolist()
+    assert mirrored.count(True) == 6
+    pairs = zip(subject.pixels[SQUARE], subject.windows, strict=True)
+    zooms = {pixels.tobytes(): window.zoom for pixels, window in pairs}
+    left = {}
+    for mean, other, told in zip(batch["mean"], mirrored, batch["sizes"], strict=True):
+        pixels = np.rint((mean + 1) * 127.5).astype(np.uint8)
+        zoom = zooms[(pixels[:, ::-1] if other else pixels).tobytes()]
+        assert told[[0, 1, 4, 5]].tolist() == [40, 100, 16, 16]
+        left.setdefault(zoom, {})[other] = told[3]
+    assert len(left) == 6 and max(left) > 1.05
+    for zoom, of in left.items():
+        assert of[False] + 16 + of[True] == pytest.approx(100 * 0.4 * zoom, abs=1)
