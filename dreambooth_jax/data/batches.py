@@ -52,7 +52,9 @@ class Pictures:
             return None if x is None else np.concatenate([x, x[:, :, ::-1]])
 
         if (self.sizes is None) != (sizes is None):
-            raise ValueError("sizes: expected of mirrored pictures where these have some, else none")
+            raise ValueError(
+                "sizes: expected of mirrored pictures where these have some, else none"
+            )
         return Pictures(
             np.concatenate([self.mean, self.mean[:, :, ::-1]]),
             np.tile(self.prompt, 2),
