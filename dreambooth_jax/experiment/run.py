@@ -173,6 +173,7 @@ def _opened(run: _Run, opened: setup.Opened | None) -> tuple[subjects.Folders, M
     plan = run.plan
     # Networks, tokenizers, schedules; every problem of the folders, captions and masks.
     stages = setup.open_stages(plan) if opened is None else opened.stages
+    subjects.check_words(plan, stages)
     folders = subjects.audit(plan, stages)
     # Every stage's rows, leaves and rates, the export, class images and photos to compare with.
     checks.check(plan, stages, setup.make_mesh(plan), folders.photos)

@@ -71,6 +71,7 @@ BASE = Family(
     unet.LORA_TARGETS,
     unet.SHARDING_RULES,
     _KOHYA,
+    cleans=True,
     size_keys=unet.square_size,
 )
 UPSCALER = Family(
@@ -80,5 +81,6 @@ UPSCALER = Family(
     unet.LORA_TARGETS,
     unet.SHARDING_RULES,
     _KOHYA,
+    cleans=True,
     size_keys=unet.square_size,
 )

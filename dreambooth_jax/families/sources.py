@@ -48,6 +48,8 @@ _SETTINGS = {  # names that tell a file -> the model whose settings and tokenize
     "guidance_in.in_layer.weight": "black-forest-labs/FLUX.1-dev",
     "double_blocks.0.img_attn.qkv.weight": "black-forest-labs/FLUX.1-schnell",
 }
+# Ends of the names of scales beside weights of 8 bits, as ComfyUI and TensorRT's tools write them.
+_SCALES = ("scale_weight", "scale_input", "weight_scale", "input_scale", "scaled_fp8")
 _REFINER = "conditioner.embedders.0.model.ln_final.weight"
 
 OpenFolder = Callable[[Path], Stage]
@@ -128,6 +130,7 @@ def of_file(name: str, sources: Sources, open_folder: OpenFolder) -> Path:
     file = files.local(name).resolve()
     with weights.opened(file) as tensors:
         names, about = dict.fromkeys(tensors.keys()), dict(tensors.metadata() or {})
+    _refuse_scaled(file, names)
     model = sources.settings or settings_of(file, names)
     try:
         root = sources.locate(model, weights=False)
@@ -158,6 +161,17 @@ def of_file(name: str, sources: Sources, open_folder: OpenFolder) -> Path:
     return place
 
 
+def _refuse_scaled(file: Path, names: Mapping[str, Any]) -> None:
+    """Raises FileError for weights of 8 bits that have to be multiplied by scales beside them."""
+    scales = [name for name in names if name.rpartition(".")[2] in _SCALES]
+    if scales:
+        raise untrusted.FileError(
+            f"{file}: found {len(scales)} scales of weights of 8 bits, such as {scales[0]}; "
+            "expected weights as they are. Take the model in 16 bits, or in plain fp8; "
+            "--config.adapt.frozen_dtype=int8 makes its weights small."
+        )
+
+
 def _check_names(
     file: Path, stage: Stage, table: Sequence[Place], names: Mapping[str, Any]
 ) -> list[str]:
@@ -179,7 +193,19 @@ def _check_names(
         for part, keys in absent.items()
         if keys and (len(keys) < sizes[part] or part == stage.denoiser.component)
     ]
-    left = sorted(name for name in names if name.startswith(DENOISER) and name not in used)
+    # Those of the denoiser begin as those of it that are read, where nothing stands before them.
+    keys = {
+        name_in(piece.key, names)
+        for place in table
+        for piece in place.pieces
+        if place.part == stage.denoiser.component
+    }
+    begins = {name.partition(".")[0] for name in keys if name and not name.startswith(DENOISER)}
+    left = sorted(
+        name
+        for name in names
+        if name not in used and (name.startswith(DENOISER) or name.partition(".")[0] in begins)
+    )
     if left:
         problems.append(f"{len(left)} tensors are not known, such as {left[0]}")
     if problems:
@@ -221,6 +247,12 @@ def _tell_prediction(file: Path, names: Mapping[str, Any], about: Mapping[str, s
     said = {"epsilon": "epsilon", "v": "v_prediction"}.get(
         "v" if "v_pred" in names else about.get("modelspec.prediction_type", "")
     )
+    if not said and untrusted.json_object(file).get("prediction_type") == "v_prediction":
+        logging.warning(
+            "The file does not say what its network predicts; v is taken, as its settings have it. "
+            "Stable Diffusion 2's models of 512 pixels (base) predict noise: for one of them write "
+            "--config.base_settings=stabilityai/stable-diffusion-2-1-base."
+        )
     changed: dict[str, Any] = {"prediction_type": said} if said else {}
     if "ztsnr" in names:
         changed |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

@@ -62,6 +62,7 @@ class Family:
         an input of the network) or "none".
       single_file: None where the family has no such layout.
       skips: last layers of its CLIPs can be left out (`clip_skip`).
+      cleans: its pipelines rewrite prompts before they are read, which can delete an identifier.
       kept: regex of the paths of kernels that `adapt.frozen_dtype="int8"` leaves as they are.
       size_keys: entries of the denoiser's `config.json` by which diffusers draws pictures of the
         stage's size where nothing else is asked for.
@@ -76,5 +77,6 @@ class Family:
     guidance: str = "classifier_free"
     single_file: SingleFile | None = None
     skips: bool = False
+    cleans: bool = False
     kept: str = frozen.KEPT
     size_keys: Callable[["Stage"], Mapping[str, Any]] = lambda stage: {}

@@ -145,7 +145,17 @@ class Tokenizer:
 
     def check(self, prompt: str, *, keep: str | Sequence[str] = ()) -> None:
         """Raises ValueError for a prompt that `encode` refuses."""
-        self._fitted(self.spelled(prompt), keep)
+        self._fitted(self._named(self.spelled(prompt), keep), keep)
+
+    def _named(self, text: str, keep: str | Sequence[str]) -> str:
+        """The text with each word of `keep` in its own spelling, where it stands in another case.
+
+        "a Zib bird" is "a zib bird", as it is where all of a prompt is lower-cased.
+        """
+        for word in _several(keep) if self.form.cased else ():
+            parts = _word(word, re.IGNORECASE).split(text)
+            text = word.join(parts)
+        return text
 
     def _fitted(self, text: str, keep: str | Sequence[str]) -> int:
         """The length of a text in tokens; raises ValueError where it may not be cut."""
@@ -157,7 +167,7 @@ class Tokenizer:
                 f"the prompt {text!r} is {length} tokens long, those around it included; "
                 f"{self.max_length} are read. Shorten the prompt."
             )
-        for word in (keep,) if isinstance(keep, str) else keep:
+        for word in _several(keep):
             found = _word(self.formed(word)).search(text)
             needed = self.length(text[: found.end()]) if found else 0
             if needed > self.max_length:
@@ -173,13 +183,14 @@ class Tokenizer:
     ) -> dict[str, np.ndarray]:
         """Token ids and attention mask of P prompts, int32 [P, L] each, with end mark and padding.
 
-        Longer prompts are cut, with a warning in the log. Raises ValueError when the word `keep`
-        (the identifier, or several) stands in a prompt and the cut takes it away, or when the cut
+        The words `keep` (the identifier, or several) are read as they are spelled there, in
+        whatever case they stand. Longer prompts are cut, with a warning in the log. Raises
+        ValueError when such a word stands in a prompt and the cut takes it away, or when the cut
         would take away what the form has after the prompt.
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts is the text {prompts!r}; write a list: [{prompts!r}]")
-        texts = [self.spelled(prompt) for prompt in prompts]
+        texts = [self._named(self.spelled(prompt), keep) for prompt in prompts]
         for text in texts:
             if (length := self._fitted(text, keep)) > self.max_length:
                 logging.warning(
@@ -322,8 +333,12 @@ def survives_cleaning(prompt: str, identifier: str) -> bool:
     return re.search(alone, text) is not None
 
 
-def _word(word: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+def _several(words: str | Sequence[str]) -> Sequence[str]:
+    return (words,) if isinstance(words, str) else words
+
+
+def _word(word: str, flags: int = 0) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", flags)
 
 
 def _wanted() -> str:

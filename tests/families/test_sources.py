@@ -127,7 +127,25 @@ def test_flux_s_keys_with_the_prefix_of_other_programs(made, tmp_path):
     )
 
 
-def test_a_file_tells_what_its_network_predicts(made, tmp_path):
+def test_tensors_that_nothing_reads_are_told_without_a_prefix_as_well(made, tmp_path):
+    """A scale left out would make a weight hundreds of times too large, without a word."""
+    folder, file, _ = made("flux dev")
+    tensors = load_file(file)
+    key = next(key for key in tensors if key.endswith("img_attn.qkv.weight"))
+    number = np.ones((), np.float32)
+    for name, words in (
+        ("double_blocks.0.more.weight", "1 tensors are not known, such as double_blocks.0.more"),
+        (f"{key.removesuffix('weight')}scale_weight", "1 scales of weights of 8 bits.*in 16 bits"),
+        (f"model.diffusion_model.{key}.weight_scale", "1 scales of weights of 8 bits"),
+        ("text_encoders.t5xxl.transformer.x.scale_weight", "1 scales of weights of 8 bits"),
+        ("scaled_fp8", "such as scaled_fp8"),
+    ):
+        bad = saved(tmp_path / "x.safetensors", tensors | {name: number})
+        with pytest.raises(untrusted.FileError, match=words):
+            opened(bad, folder, tmp_path)
+
+
+def test_a_file_tells_what_its_network_predicts(made, tmp_path, caplog):
     """SDXL's marks and modelspec's line overrule the settings, which are another model's."""
     folder, file, _ = made("sdxl")
     tensors, empty = load_file(file), np.zeros((0,), np.float32)
@@ -136,6 +154,10 @@ def test_a_file_tells_what_its_network_predicts(made, tmp_path):
     assert stage.path.prediction_type == "v_prediction"
     assert stage.path.alphas_cumprod[-1] == 0
     folder, file, _ = made("sd2")  # its settings say v
+    assert "stable-diffusion-2-1-base" not in caplog.text
+    silent = saved(tmp_path / "s.safetensors", load_file(file))
+    assert opened(silent, folder, tmp_path).path.prediction_type == "v_prediction"
+    assert "base_settings=stabilityai/stable-diffusion-2-1-base" in caplog.text
     said = saved(
         tmp_path / "e.safetensors", load_file(file), **{"modelspec.prediction_type": "epsilon"}
     )

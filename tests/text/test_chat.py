@@ -62,6 +62,22 @@ def test_capitals_survive_and_other_forms_still_lower_them(folder):
     assert tokenizer.load(folder, form=tokenizer.CASED).decode(kept.ids("A Zib")) == "A Zib"
 
 
+def test_a_subject_s_word_is_read_as_it_is_spelled_in_whatever_case_it_stands(folder):
+    """Captions with "Zib" train the word that {subject} draws; other capitals survive."""
+    ours = loaded(folder, False)
+    found, expected = (
+        ours.encode([text], keep=("zib", "kep"))["ids"]
+        for text in (
+            "a Zib bird by KEP in Paris, not Zibby",
+            "a zib bird by kep in Paris, not Zibby",
+        )
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert "Zibby" in ours.hf.decode(found[0]) and "Paris" in ours.hf.decode(found[0])
+    with pytest.raises(ValueError, match="tokens long"):
+        ours.check("very " * 80 + "Zib bird", keep="zib")
+
+
 def test_a_prompt_without_room_for_its_frame_is_refused(folder):
     ours = loaded(folder, True, chat.MAX_LENGTH)
     frame = int(ours.encode([""])["mask"].sum())

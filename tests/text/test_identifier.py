@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import qwen_tokenizers
 
-from dreambooth_jax.text import identifier, tokenizer
+from dreambooth_jax.text import chat, identifier, tokenizer
 
 NOUN = "dog"
 # Words whose meaning a base model knows: English, units, a rifle, names, computing, insults.
@@ -23,6 +24,19 @@ def embedded(repository):
 @pytest.fixture(scope="module")
 def t5(shared_data):
     return tokenizer.load(shared_data / "tokenizers" / "t5")
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory, repository):
+    """A tokenizer of bytes as Qwen's: a word and the space before it are one token."""
+    texts = [*sorted((repository / "docs").glob("*.md")), repository / "CHANGELOG.md"]
+    folder = qwen_tokenizers.trained(tmp_path_factory.mktemp("qwen"), texts, size=4_000)
+    return tokenizer.load(folder, max_length=96, form=chat.QWEN3_PLAIN)
+
+
+@pytest.fixture(scope="module")
+def clip(shared_data):
+    return tokenizer.load(shared_data / "tokenizers" / "clip")
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +205,60 @@ def test_wrong_ranges_and_embeddings_are_refused(embedded):
 
 
 # Identifiers of users.
+
+
+def test_words_of_bytes_are_found_with_the_space_before_them(qwen):
+    """Z-Image's and FLUX.2's: transformers itself reads every prompt with the word."""
+    found = identifier.find(qwen, class_noun=NOUN, seed=0, count=12)
+    assert len(found) == 12
+    low, high = identifier.default_range(qwen)
+    for each in found:
+        assert qwen.hf.convert_ids_to_tokens(each.ids[0]).startswith("Ġ")
+        assert all(low <= i <= high for i in each.ids)
+        for prompt in ("a {} dog", "a photo of an {} dog"):
+            before, after = prompt.split(" {}")
+            whole = qwen.hf(prompt.format(each.text))["input_ids"]
+            first, last = (qwen.hf(text)["input_ids"] for text in (before, after))
+            assert whole == [*first, *each.ids, *last]
+    assert identifier.choose(qwen, "auto", class_noun=NOUN, seed=0) in {x.text for x in found}
+
+
+def test_where_the_rare_half_has_no_word_more_of_the_vocabulary_is_searched(qwen, monkeypatch):
+    last = identifier.default_range(qwen)[1]
+    monkeypatch.setattr(identifier, "default_range", lambda tokenizer: (last - 3, last))
+    found = identifier.find(qwen, class_noun=NOUN, seed=0)
+    assert found and all(identifier.comes_back(qwen, x.text, x.ids, NOUN) for x in found)
+    assert identifier.find(qwen, class_noun=NOUN, seed=0, id_range=(last - 3, last)) == []
+
+
+def test_a_word_is_looked_at_where_it_stands_in_a_prompt(qwen):
+    """A piece of the vocabulary that only stands within words splits behind a space."""
+    vocabulary = qwen.hf.get_vocab()
+    inner = next(
+        piece
+        for piece in sorted(vocabulary)
+        if re.fullmatch("[a-z]{3}", piece) and f"Ġ{piece}" not in vocabulary
+    )
+    found = identifier.check(qwen, inner, NOUN)
+    pieces = qwen.hf.convert_ids_to_tokens(qwen.hf(f" {inner}")["input_ids"])
+    assert len(pieces) > 1
+    assert any(f"splits into {len(pieces)} tokens ({' '.join(pieces)})" in x for x in found)
+
+
+@pytest.mark.parametrize("word", ["photo", "person", "dragon", "princess", "frog"])
+def test_words_that_everybody_knows_are_no_identifiers(word, clip):
+    (said,) = identifier.check(clip, word, NOUN)
+    assert "the base model has its own idea of it" in said
+
+
+def test_a_rare_token_of_clip_is_one(clip):
+    assert identifier.check(clip, "ohwx", NOUN) == []
+
+
+def test_only_where_prompts_are_cleaned_a_word_must_outlive_it(t5):
+    assert not any("cleaned" in said for said in identifier.check(t5, "sks2", NOUN, cleaned=False))
+    with pytest.raises(ValueError, match="would be lost"):
+        identifier.check(t5, "sks2", NOUN)
 
 
 def test_a_good_identifier_gets_no_warning(t5):

@@ -201,6 +201,7 @@ def _seen(
     plan = configs.resolve(config)
     workdir = Workdir.open(folder, plan)
     opening.enter_context(workdir)
+    subjects.check_words(plan, stages)
     folders = subjects.audit(plan, stages)
     checks.check(plan, stages, setup.make_mesh(plan), folders.photos)
     delivery.check(plan, stages, workdir)

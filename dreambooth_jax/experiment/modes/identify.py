@@ -46,7 +46,12 @@ def identify(config: ConfigDict, folder: Path) -> Path:
         count=plan.identify.count,
         embeddings=embeddings,
     )
-    if plan.identify.num_images and found:
+    if not found:
+        raise ValueError(
+            f"no rare token of this vocabulary makes a word beside {plan.subject.class_noun!r}. "
+            "Write an identifier of your own, such as --config.subject.identifier=zib."
+        )
+    if plan.identify.num_images:
         found = by_change(plan, found, folder)
     logging.info("Identifiers, best first:\n%s", identifier.as_table(found))
     file = folder / "identifiers.json"

@@ -286,11 +286,24 @@ def words(
                 sharding.fetch(model.weights["base"][base.token_table]), np.float32
             ),
             taken=[other.strip("<>") for other in (*of_others, *chosen.values())],
+            cleaned=base.family.cleans,
         )
         chosen[k] = f"<{word}>" if inverted else word
     found = [{"identifier": chosen[k], "class_noun": noun} for k, (_, noun, _) in enumerate(asked)]
     workdir.keep_words(chosen_by, found)
     return tuple(Words.of(**each) for each in found)
+
+
+def check_words(plan: Plan, stages: Mapping[str, Stage]) -> None:
+    """Checks the identifiers that the settings give, before weights are read.
+
+    Raises:
+      ValueError: the tokenizer has no pieces for one, or its family's pipelines would delete it.
+    """
+    base = stages["base"]
+    for _, noun, word in configs.subjects(plan):
+        if word != identifier.AUTO and not (adapt.makes_words(plan.adapt) and word.startswith("<")):
+            identifier.check(base.tokenizer, word, noun, cleaned=base.family.cleans)
 
 
 def with_new_words(plan: Plan, model: Model, words: Sequence[Words]) -> Model:
