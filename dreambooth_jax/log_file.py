@@ -31,11 +31,14 @@ def is_ours(record: logging.LogRecord) -> bool:
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Returns False for the tracebacks of a failed save that its library logs from its threads.
+    """Returns False for what the library of checkpoints tells of saves that are waited for here.
 
-    The error is told where it is waited for, in one message (`checkpoint.CheckpointError`).
+    Of the tracebacks of a failed one the error is told where it is waited for, in one message
+    (`checkpoint.CheckpointError`). That waiting took more than a second is meant.
     """
-    return not record.exc_info or "orbax" not in Path(record.pathname).parts
+    if "orbax" not in Path(record.pathname).parts:
+        return True
+    return not (record.exc_info or str(record.msg).startswith("Waiting for previous save"))
 
 
 class Short(logging.Formatter):
@@ -161,6 +164,7 @@ def kept(folder: Path, *, writes: bool = True) -> Iterator[None]:
     formatter.converter = time.localtime
     handler.setFormatter(formatter)
     handler.addFilter(is_ours)
+    handler.addFilter(lambda record: record.exc_info is not None or is_news(record))
     logger = logging.getLogger("absl")
     try:
         with _heard(logger, handler):

@@ -147,3 +147,18 @@ def test_in_python_the_file_has_what_the_terminal_of_the_command_line_shows(
     text = (tmp_path / "log.txt").read_text()
     assert " INFO base: step 7\n" in text
     assert " WARNING a photo is small\n" in text and "after it" not in text
+
+
+def test_waiting_for_a_save_is_no_warning(tmp_path: Path) -> None:
+    """A run waits for its checkpoints on purpose; the library advises to save less often."""
+    text, place = "Waiting for previous save to complete took %f seconds. If", "/x/orbax/m.py"
+    waited, lost = (
+        logging.LogRecord("absl", logging.WARNING, place, 1, said, args, None)
+        for said, args in ((text, (2.6,)), ("a checkpoint is lost", ()))
+    )
+    with log_file.kept(tmp_path):
+        for record in (waited, lost):
+            LOG.handle(record)
+    assert (tmp_path / "log.txt").read_text().endswith(" WARNING a checkpoint is lost\n")
+    assert "Waiting" not in (tmp_path / "log.txt").read_text()
+    assert [log_file.is_news(record) for record in (waited, lost)] == [False, True]
