@@ -116,7 +116,7 @@ def test_the_main_command(family, tmp_path):
         ({"loss__zero_terminal_snr": True}, r"zero_terminal_snr=False"),
         ({"loss__offset_noise": 0.1}, r"loss\.offset_noise=0"),
         ({"loss__learned_variance": "trained"}, r"learned_variance=fixed"),
-        ({"adapt__name": "textual_inversion"}, r"adapt\.name=lora"),
+        ({"adapt__name": "pivotal"}, r"new tokens, which adapt\.name = .*adapt\.name=lora"),
         ({"resolution": 18}, r"multiple of 4\. Write --config\.resolution="),
     ],
 )
