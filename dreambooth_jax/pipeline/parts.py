@@ -138,9 +138,9 @@ class Encoder:
         """
         if self.unread:
             raise ValueError(
-                "new tokens, which adapt.name = textual_inversion and pivotal train, cannot be made "
-                "here: this model's text encoder is a language model of which a part is read, and "
-                "is not trained. Write --config.adapt.name=lora."
+                "new tokens, which adapt.name = textual_inversion and pivotal train, cannot be "
+                "made here: this model's text encoder is a language model of which a part is read, "
+                "and is not trained. Write --config.adapt.name=lora."
             )
         tokenizer = self.tokenizer.with_word(word, count=count)
         old = self.network.abstract[self.table]
