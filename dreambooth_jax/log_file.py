@@ -24,21 +24,28 @@ def escape_others() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _is_of_saves(record: logging.LogRecord) -> bool:
+    return "orbax" in Path(record.pathname).parts
+
+
+def _is_waiting(record: logging.LogRecord) -> bool:
+    """Returns True for the warning that a save was waited for, which is done on purpose."""
+    return _is_of_saves(record) and str(record.msg).startswith("Waiting for previous save")
+
+
 def is_ours(record: logging.LogRecord) -> bool:
-    """Returns True for a line of this program, and for warnings of any library."""
+    """Returns True for lines of this program, and warnings of any library but needless ones."""
     ours = "dreambooth_jax" in Path(record.pathname).parts
-    return ours or record.levelno >= logging.WARNING
+    return ours or (record.levelno >= logging.WARNING and not _is_waiting(record))
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Returns False for what the library of checkpoints tells of saves that are waited for here.
+    """Returns False for what the library of checkpoints tells that the terminal need not show.
 
-    Of the tracebacks of a failed one the error is told where it is waited for, in one message
-    (`checkpoint.CheckpointError`). That waiting took more than a second is meant.
+    The tracebacks of a failed save, which it logs from its threads: the error is told where it is
+    waited for, in one message (`checkpoint.CheckpointError`). And that a save was waited for.
     """
-    if "orbax" not in Path(record.pathname).parts:
-        return True
-    return not (record.exc_info or str(record.msg).startswith("Waiting for previous save"))
+    return not (_is_waiting(record) or (record.exc_info and _is_of_saves(record)))
 
 
 class Short(logging.Formatter):
@@ -164,7 +171,6 @@ def kept(folder: Path, *, writes: bool = True) -> Iterator[None]:
     formatter.converter = time.localtime
     handler.setFormatter(formatter)
     handler.addFilter(is_ours)
-    handler.addFilter(lambda record: record.exc_info is not None or is_news(record))
     logger = logging.getLogger("absl")
     try:
         with _heard(logger, handler):

@@ -127,7 +127,7 @@ def shard(folder, tensors, *, variant=""):
 
 def test_shards_are_found_through_their_index(tmp_path, tensors):
     shard(tmp_path, tensors)
-    save(tmp_path, {"stranger": np.zeros(1, np.float32)}, "lora.safetensors")  # no shard
+    save(tmp_path, {"stranger": np.zeros(1, np.float32)}, "lora.safetensors")  # in no index
     flat = weights.read(tmp_path, ABSTRACT)
     assert same_bits(flat["shared/embedding"], tensors["shared.weight"])
     assert flat.keys() == ABSTRACT.keys()

@@ -5,7 +5,7 @@ Photos → identifier → class images → fine-tuning → pictures → export �
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -28,6 +28,7 @@ from dreambooth_jax.experiment.training import checks, program
 from dreambooth_jax.experiment.training import disk as space
 from dreambooth_jax.experiment.training import fine_tune as tuning
 from dreambooth_jax.export import upload
+from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.signals import GracefulStop
 
 
@@ -171,17 +172,32 @@ def _trained(
 def _opened(run: _Run, opened: setup.Opened | None) -> tuple[subjects.Folders, Model]:
     """Opens and checks all that the run needs, before anything compiles; tells its parts."""
     plan = run.plan
-    # Networks, tokenizers, schedules; every problem of the folders, captions and masks.
+    # Networks, tokenizers, schedules.
     stages = setup.open_stages(plan) if opened is None else opened.stages
+    folders = looked_at(plan, stages, run.workdir, run.judges)
+    logging.info("%s", run.told)
+    return folders, setup.load(plan, stages) if opened is None else opened.model
+
+
+def looked_at(
+    plan: Plan, stages: Mapping[str, Stage], workdir: Workdir, judges: Sequence[str]
+) -> subjects.Folders:
+    """The audited folders of a run in which all that can be known without weights is as needed.
+
+    judges: the encoders for the scores at the end.
+
+    Raises:
+      ConfigError, AuditError, PriorError, ValueError, OSError: see `run`.
+    """
+    # Every problem of the words, folders, captions and masks.
     subjects.check_words(plan, stages)
     folders = subjects.audit(plan, stages)
     # Every stage's rows, leaves and rates, the export, class images and photos to compare with.
     checks.check(plan, stages, setup.make_mesh(plan), folders.photos)
-    delivery.check(plan, stages, run.workdir)
+    delivery.check(plan, stages, workdir)
     pushing.check(plan)
-    class_images.check(plan, run.workdir)
-    judging.check(plan, run.judges)
+    class_images.check(plan, workdir)
+    judging.check(plan, judges)
     # Room on the disk for all that is to be written.
-    space.check(plan, stages, run.workdir)
-    logging.info("%s", run.told)
-    return folders, setup.load(plan, stages) if opened is None else opened.model
+    space.check(plan, stages, workdir)
+    return folders

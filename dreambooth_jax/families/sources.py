@@ -181,10 +181,13 @@ def _check_names(
       FileError: it has a part of one, or tensors of the denoiser that nothing reads.
     """
     used: set[str] = set()
+    of_denoiser: set[str] = set()
     absent: dict[str, list[str]] = {part: [] for part in stage.networks}
     for place in table:
         found = [name_in(piece.key, names) for piece in place.pieces] or [None]
-        used |= {name for name in found if name is not None}
+        there = {name for name in found if name is not None}
+        used |= there
+        of_denoiser |= there if place.part == stage.denoiser.component else set()
         if None in found:
             absent[place.part].append(place.key)
     sizes = {part: sum(place.part == part for place in table) for part in absent}
@@ -193,14 +196,9 @@ def _check_names(
         for part, keys in absent.items()
         if keys and (len(keys) < sizes[part] or part == stage.denoiser.component)
     ]
-    # Those of the denoiser begin as those of it that are read, where nothing stands before them.
-    keys = {
-        name_in(piece.key, names)
-        for place in table
-        for piece in place.pieces
-        if place.part == stage.denoiser.component
-    }
-    begins = {name.partition(".")[0] for name in keys if name and not name.startswith(DENOISER)}
+    # Without a prefix its tensors begin as those of it that are read.
+    bare = (name for name in of_denoiser if not name.startswith(DENOISER))
+    begins = {name.partition(".")[0] for name in bare}
     left = sorted(
         name
         for name in names

@@ -155,17 +155,20 @@ def check(
             f"{text!r} splits into {len(ids)} tokens ({pieces}); a single rare token "
             f"carries a subject best, and the method uses at most {MAX_TOKENS}."
         )
-    reason = meaning(text)
-    if reason is None and len(ids) == 1:
-        common = ids[0] < default_range(tokenizer)[0]
-        reason = "one of the common tokens" if common else None
-        if len(text) >= _A_WORD:
-            reason = "a single token of many letters, such as words have that are well known"
-    if reason:
+    if reason := meaning(text) or _meaning_as_token(tokenizer, text, ids):
         problems.append(f"{text!r} is {reason}: the base model has its own idea of it.")
     if shared := _shared(text, class_noun):
         problems.append(f"{text!r} and the class noun {class_noun!r} share {shared!r}.")
     return problems
+
+
+def _meaning_as_token(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> str | None:
+    """Returns what a word that is one token is known as; None where nothing speaks against it."""
+    if len(ids) > 1:
+        return None
+    if len(text) >= _A_WORD:
+        return "a single token of many letters, such as words have that are well known"
+    return "one of the common tokens" if ids[0] < default_range(tokenizer)[0] else None
 
 
 def choose(
@@ -192,11 +195,16 @@ def choose(
     pool = find(tokenizer, class_noun=class_noun, seed=seed, count=count, embeddings=embeddings)
     found = [c for c in pool if not any(c.text in word or word in c.text for word in taken)]
     if not found:
-        raise ValueError(
-            f"no rare token of this vocabulary makes a word beside the class noun {class_noun!r}; "
-            "write an identifier of your own, such as --config.subject.identifier=zib"
-        )
+        raise none_found(class_noun)
     return found[0].text
+
+
+def none_found(class_noun: str) -> ValueError:
+    """The error where no word is found."""
+    return ValueError(
+        f"no rare token of this vocabulary makes a word beside the class noun {class_noun!r}; "
+        "write an identifier of your own, such as --config.subject.identifier=zib"
+    )
 
 
 def as_table(candidates: Sequence[Candidate]) -> str:

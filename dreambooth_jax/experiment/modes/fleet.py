@@ -27,9 +27,8 @@ from dreambooth_jax.experiment.parts.loading import Opened
 from dreambooth_jax.experiment.parts.model import Model
 from dreambooth_jax.experiment.parts.subjects import Folders
 from dreambooth_jax.experiment.parts.workdir import Workdir, is_done
-from dreambooth_jax.experiment.results import exporting as delivery
 from dreambooth_jax.experiment.results import judging
-from dreambooth_jax.experiment.training import checks, disk, fleet
+from dreambooth_jax.experiment.training import fleet
 from dreambooth_jax.pipeline import Stage
 from dreambooth_jax.signals import GracefulStop
 
@@ -201,13 +200,7 @@ def _seen(
     plan = configs.resolve(config)
     workdir = Workdir.open(folder, plan)
     opening.enter_context(workdir)
-    subjects.check_words(plan, stages)
-    folders = subjects.audit(plan, stages)
-    checks.check(plan, stages, setup.make_mesh(plan), folders.photos)
-    delivery.check(plan, stages, workdir)
-    class_images.check(plan, workdir)
-    judging.check(plan, judging.at_end(plan))
-    disk.check(plan, stages, workdir)
+    folders = one_run.looked_at(plan, stages, workdir, judging.at_end(plan))
     return _Seen(plan, workdir, folders)
 
 

@@ -47,10 +47,7 @@ def identify(config: ConfigDict, folder: Path) -> Path:
         embeddings=embeddings,
     )
     if not found:
-        raise ValueError(
-            f"no rare token of this vocabulary makes a word beside {plan.subject.class_noun!r}. "
-            "Write an identifier of your own, such as --config.subject.identifier=zib."
-        )
+        raise identifier.none_found(plan.subject.class_noun)
     if plan.identify.num_images:
         found = by_change(plan, found, folder)
     logging.info("Identifiers, best first:\n%s", identifier.as_table(found))

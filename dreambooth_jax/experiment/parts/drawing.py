@@ -20,6 +20,7 @@ from dreambooth_jax.experiment.parts import texts, tracking
 from dreambooth_jax.experiment.parts.grids import (
     Grid,
     Wanted,
+    calls_left,
     grid_of,
     is_drawn,
     judged_of,
@@ -218,9 +219,8 @@ class Painter:
         """
         wanted = grid_of(self.plan, self.words) if wanted is None else wanted
         folder = self.workdir.samples / label
-        calls = [wanted[i : i + self.rows] for i in range(0, len(wanted), self.rows)]
         negative = self.plan.sample.negative_prompt
-        left = [rows for rows in calls if not is_drawn(folder, rows, negative=negative)]
+        left = calls_left(folder, wanted, rows=self.rows, negative=negative)
         if not left:
             return
         train.leave_if_asked(stop, "the pictures so far are kept")

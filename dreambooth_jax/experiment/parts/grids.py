@@ -117,6 +117,14 @@ def read_grid(folder: Path, wanted: Wanted) -> Grid:
     return cells
 
 
+def calls_left(
+    folder: Path, wanted: Wanted, *, rows: int, negative: str | None = None
+) -> list[Wanted]:
+    """The pictures of each sampler call of so many rows, but for calls that are drawn whole."""
+    calls = [wanted[i : i + rows] for i in range(0, len(wanted), rows)]
+    return [call for call in calls if not is_drawn(folder, call, negative=negative)]
+
+
 def grid_label(kind: str, step: int) -> str:
     """Returns the name of the grid that a stage's training draws after a step."""
     return f"{kind}-{step:06d}"

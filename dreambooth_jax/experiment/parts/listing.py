@@ -17,7 +17,7 @@ from dreambooth_jax.data import prompt_lines
 from dreambooth_jax.data.prompt_lines import Line, Size
 from dreambooth_jax.data.subject import Words
 from dreambooth_jax.experiment.parts.drawing import Painter
-from dreambooth_jax.experiment.parts.grids import is_drawn, read_grid, save_png, seed_of
+from dreambooth_jax.experiment.parts.grids import Wanted, calls_left, read_grid, save_png, seed_of
 from dreambooth_jax.experiment.parts.model import settings_of
 from dreambooth_jax.experiment.parts.texts import Weights
 from dreambooth_jax.pipeline import SizeError, Stage
@@ -34,6 +34,11 @@ class Asked:
     seed: int
     negative: str
     size: Size | None
+
+    @property
+    def as_wanted(self) -> tuple[str, str, int]:
+        """Its file, prompt and seed, as grids have them."""
+        return self.name, self.prompt, self.seed
 
 
 def read(plan: Plan, stages: Mapping[str, Stage]) -> tuple[Line, ...]:
@@ -122,8 +127,7 @@ def drawn(painter: Painter, weights: Weights, label: str, asked: Sequence[Asked]
     folder = painter.workdir.samples / f"{label}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
     for (negative, size), chosen in _groups(asked).items():
         hosts.meet(f"before {folder.name}, {size}")  # all processes must see the same
-        calls = [chosen[i : i + painter.rows] for i in range(0, len(chosen), painter.rows)]
-        left = [call for call in calls if not is_drawn(folder, [_wanted(each) for each in call])]
+        left = calls_left(folder, [each.as_wanted for each in chosen], rows=painter.rows)
         if not left:
             continue
         told = {"weights": label, "samplers": about, "negative_prompt": negative, "size": size}
@@ -131,8 +135,8 @@ def drawn(painter: Painter, weights: Weights, label: str, asked: Sequence[Asked]
         cascade = painter.cascade(weights, batch_size=painter.rows, size=size)
         cascade.draw(
             [weights[kind] for kind in painter.model.kinds],
-            [each.prompt for call in left for each in call],
-            [each.seed for call in left for each in call],
+            [prompt for call in left for _, prompt, _ in call],
+            [seed for call in left for _, _, seed in call],
             label=f"list {label}",
             negative=negative,
             on_batch=keep,
@@ -143,18 +147,13 @@ def drawn(painter: Painter, weights: Weights, label: str, asked: Sequence[Asked]
     return folder
 
 
-def _wanted(each: Asked) -> tuple[str, str, int]:
-    return each.name, each.prompt, each.seed
-
-
 def _keep(
-    folder: Path, calls: Iterator[Sequence[Asked]], told: Mapping[str, Any], pictures: np.ndarray
+    folder: Path, calls: Iterator[Wanted], told: Mapping[str, Any], pictures: np.ndarray
 ) -> None:
     """Writes the pictures of the next call, a part of them by each process."""
-    for k, (each, picture) in enumerate(zip(next(calls), pictures, strict=True)):
+    for k, ((name, prompt, seed), picture) in enumerate(zip(next(calls), pictures, strict=True)):
         if turns.is_mine(k):
-            own = {"prompt": each.prompt, "seed": each.seed}
-            save_png(folder / each.name, picture, about={**told, **own})
+            save_png(folder / name, picture, about={**told, "prompt": prompt, "seed": seed})
 
 
 def _groups(asked: Sequence[Asked]) -> dict[tuple[str, Size | None], list[Asked]]:
@@ -174,6 +173,6 @@ def _sheet(folder: Path, asked: Sequence[Asked], about: Mapping[str, Any]) -> No
         parts = [f"{int(row)}. {first.prompt}"]
         parts += [f"without: {first.negative}"] if first.negative else []
         parts += [f"{first.size[0]}×{first.size[1]}"] if first.size else []
-        grid = read_grid(folder, [_wanted(each) for each in shown])
+        grid = read_grid(folder, [each.as_wanted for each in shown])
         rows[" · ".join(parts)] = grid[first.prompt]
     save_png(folder / "grid.png", report.sheet(rows), about=about)

@@ -216,16 +216,18 @@ def check_unchanged(plan: Plan, workdir: Workdir) -> None:
         places |= class_folders(plan, files.at(plan.prior.images))
     different = []
     for what, folder in places.items():
-        before = {n.partition("/")[2]: v for n, v in known.items() if n.startswith(f"{what}/")}
-        if files.is_remote(folder) or not folder.is_dir() or not before:
+        told = {n.partition("/")[2]: v for n, v in known.items() if n.startswith(f"{what}/")}
+        lines = {n: v for n, v in told.items() if n.startswith(_LISTED)}
+        before = {n: v for n, v in told.items() if n not in lines}
+        if files.is_remote(folder) or not folder.is_dir() or not told:
             continue
         names = {path.name for path in folder.iterdir() if path.is_file()}
         pictures = {name for name in names if Path(name).suffix.lower() in image_files.SUFFIXES}
-        changed = [name for name, told in before.items() if told and name not in names]
+        changed = [name for name, digest in before.items() if digest and name not in names]
         changed += [n for n in names if before.get(n) and before[n] != _digest(folder / n)]
-        lines = {n: n.removeprefix(_LISTED) for n in before if n.startswith(_LISTED)}
-        changed = [n for n in changed if n not in lines]
-        changed += [n for n, photo in lines.items() if before[n] != _digest_listed(folder / photo)]
+        changed += [
+            n for n, v in lines.items() if v != _digest_listed(folder / n.removeprefix(_LISTED))
+        ]
         changed += [name for name in pictures if name not in before]
         different += [os.fspath(folder / name) for name in sorted(changed)]
     if different:

@@ -75,6 +75,7 @@ class Workdir(Closing):
         with contextlib.ExitStack() as broken_off:
             if claim is not None:
                 broken_off.callback(claim.release)
+                _check_places(root)
             as_before, longer = _compared(root, plan)
             shared = "It must be one folder that all hosts see: on a shared disk, or gs://…."
             finished = report.is_final(root / "report.html")
@@ -298,23 +299,16 @@ def _is_words(each: Any) -> bool:
 
 
 def _entered(root: Path) -> lock.Lock:
-    """Makes a workdir that no other program works in, with room for each of its files.
+    """Makes a workdir that no other program works in.
 
     Raises:
       LockedError, OSError: see `Workdir.open`.
-      ConfigError: something else has the name of a file or folder of a run.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        claim = lock.Lock(root)
+        return lock.Lock(root)
     except OSError as error:
         raise _unwritable(root, error) from error
-    try:
-        _check_places(root)
-    except BaseException:
-        claim.release()
-        raise
-    return claim
 
 
 def is_done(config: configs.ConfigDict, root: Path) -> bool:
